@@ -1,0 +1,34 @@
+"""Pixels -> image tokens -> region embeddings. Knows nothing of language models.
+
+Importing this package registers our towers with `AutoConfig`, `AutoModel` and `AutoImageProcessor`.
+"""
+
+from .describe import TowerSpec, describe_tower, register_tower, registered_towers
+from .errors import UserError
+from .image_processor import tower_image_processor
+from .load import encode_regions, load_tower, pad_boxes
+from .outputs import TowerFeatures, TowerOutput
+from .register import register_all
+from .rice_config import RiceVisionConfig
+from .rice_model import RiceVisionModel
+from .roi_model import RoiVisionConfig, RoiVisionModel
+
+register_all()
+
+__all__ = [
+    "RiceVisionConfig",
+    "RiceVisionModel",
+    "RoiVisionConfig",
+    "RoiVisionModel",
+    "TowerFeatures",
+    "TowerOutput",
+    "TowerSpec",
+    "UserError",
+    "describe_tower",
+    "encode_regions",
+    "load_tower",
+    "pad_boxes",
+    "register_tower",
+    "registered_towers",
+    "tower_image_processor",
+]
