@@ -1,0 +1,29 @@
+"""Image tokens + region embeddings + text -> text with boxes.
+
+Importing this package registers `region_llava` with `AutoConfig`, `AutoModelForImageTextToText` and `AutoProcessor`.
+"""
+
+from .answers import Answer, Question, answer_questions
+from .build import build_mllm
+from .chat import ChatSession
+from .config import RegionLlavaConfig
+from .export import to_plain_llava
+from .load import load_mllm
+from .modeling import RegionLlavaForConditionalGeneration
+from .processing import RegionLlavaProcessor
+from .register import register_all
+
+register_all()
+
+__all__ = [
+    "Answer",
+    "ChatSession",
+    "Question",
+    "RegionLlavaConfig",
+    "RegionLlavaForConditionalGeneration",
+    "RegionLlavaProcessor",
+    "answer_questions",
+    "build_mllm",
+    "load_mllm",
+    "to_plain_llava",
+]

@@ -1,0 +1,193 @@
+"""A conversation about one picture: the tower runs once, the KV prefix is kept, tokens stream."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Event, Thread
+
+import torch
+from PIL import Image
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..vision_towers import TowerFeatures, UserError, describe_tower
+from .answers import Answer, decode_answer, text_ids
+from .boxes import Boxes
+from .modeling import RegionLlavaForConditionalGeneration
+from .processing import BoxesLike, RegionLlavaProcessor
+
+
+@dataclass
+class _Prefix:
+    """What the KV cache already holds: the conversation up to the last answer, as text and as ids."""
+
+    text: str
+    ids: torch.Tensor
+    cache: DynamicCache
+
+
+class ChatSession:
+    """Turns about one picture.
+
+    Args:
+        model, processor: from `load_mllm`.
+        image: upright RGB.
+        max_new_tokens: longest answer.
+    Raises:
+        UserError: `region_prompt` is "overlay": boxes cannot be drawn into a picture that is encoded already.
+    """
+
+    def __init__(
+        self,
+        model: RegionLlavaForConditionalGeneration,
+        processor: RegionLlavaProcessor,
+        image: Image.Image,
+        *,
+        max_new_tokens: int = 128,
+    ):
+        if processor.region_prompt == "overlay":
+            raise UserError("a chat keeps the encoded picture, so region_prompt 'overlay' cannot be used in it.")
+        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
+        picture, self.frame = processor.fit(image)
+        self._encode(picture)
+        self._messages: list[dict] = []
+        self._boxes: list[tuple[float, ...]] = []
+        self._prefix = self._empty_prefix()
+
+    def ask(self, text: str, boxes: BoxesLike = ()) -> Answer:
+        """One turn, answered whole. See `stream`."""
+        for _ in self.stream(text, boxes):
+            pass
+        return self.last_answer
+
+    def stream(self, text: str, boxes: BoxesLike = ()) -> Iterator[str]:
+        """One turn, its answer piece by piece; afterwards `last_answer` holds it with boxes and scores.
+
+        A generator that is closed early stops the model and leaves the conversation as it was before this turn.
+
+        Args:
+            text: the question, with one `<region>` a box.
+            boxes: xyxy in pixels of the picture.
+        Raises:
+            UserError: placeholders and boxes differ in number, or a box outside the picture.
+        """
+        new = [tuple(box) for box in (boxes if isinstance(boxes, Boxes) else Boxes(list(boxes)))]
+        question = _message("user", text, with_image=not self._messages)
+        prompt = self.processor.apply_chat_template([*self._messages, question], add_generation_prompt=True)
+        if not prompt.startswith(self._prefix.text):
+            # Some templates rewrite earlier turns (they trim answers, say): then nothing can be kept.
+            self._prefix = self._empty_prefix()
+        fresh = not self._prefix.text
+        regions = Boxes([*self._boxes, *new] if fresh else new)
+        ids = torch.cat([self._prefix.ids, self._tokenise(prompt[len(self._prefix.text) :], regions, fresh)], dim=1)
+        encoded = self._encoded(regions, with_image=fresh)
+
+        answer_ids: list[int] = []
+        yield from self._generate(ids, encoded, answer_ids)
+        kept = text_ids(self.processor, answer_ids)
+        answer_text = self.processor.tokenizer.decode(kept)
+        self._messages += [question, _message("assistant", answer_text)]
+        self._boxes += new
+        self._prefix.text = prompt + answer_text
+        self._prefix.ids = torch.cat([ids, ids.new_tensor([kept])], dim=1)
+
+    @torch.inference_mode()
+    def _encode(self, picture: Image.Image) -> None:
+        """Run the tower once; keep the image tokens and what later boxes are read from."""
+        inner, config = self.model.model, self.model.config
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        pixels = pixels.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2)
+        pixels = self.processor.normalise(pixels).to(self.model.device, self.model.dtype)
+        layer = config.vision_feature_layer
+        layers = {*([layer] if isinstance(layer, int) else layer), *inner.vision_tower.region_feature_layers}
+        encoded = inner.get_image_features(pixels, output_hidden_states=sorted(layers), return_dict=True)
+        self._image_rows = encoded.pooler_output
+        patch = describe_tower(config.vision_config).patch_size
+        self._features = TowerFeatures.from_output(encoded, (picture.height, picture.width), patch)
+
+    def _empty_prefix(self) -> _Prefix:
+        ids = torch.zeros(1, 0, dtype=torch.long, device=self.model.device)
+        return _Prefix("", ids, DynamicCache(config=self.model.config.text_config))
+
+    def _tokenise(self, text: str, regions: Boxes, fresh: bool) -> torch.Tensor:
+        """Ids of what is new in the conversation; only its beginning has the picture's placeholder."""
+        if fresh:
+            written = self.processor.write(text, self.frame, regions)
+        else:
+            written = self.processor.write_regions(text, self.frame, regions)
+        ids = self.processor.tokenizer(written, return_tensors="pt", add_special_tokens=fresh)["input_ids"]
+        return ids.to(self.model.device)
+
+    @torch.inference_mode()
+    def _encoded(self, regions: Boxes, with_image: bool) -> dict[str, BaseModelOutputWithPooling]:
+        encoded = {}
+        if with_image:
+            encoded["image"] = BaseModelOutputWithPooling(pooler_output=list(self._image_rows))
+        if len(regions) and self.processor.embeds_regions:
+            boxes = self.processor.to_input(regions, self.frame)[None].to(self.model.device)
+            rows = self.model.model.encode_more_regions(self._features, boxes)
+            encoded["region"] = BaseModelOutputWithPooling(pooler_output=[rows])
+        return encoded
+
+    def _generate(self, ids: torch.Tensor, encoded: dict, answer_ids: list[int]) -> Iterator[str]:
+        cache = self._prefix.cache
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop, result = _Stop(), {}
+
+        def run() -> None:
+            try:
+                with torch.inference_mode():
+                    result["output"] = self.model.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        past_key_values=cache,
+                        mm_encoder_outputs=encoded,
+                        max_new_tokens=self.max_new_tokens,
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([stop]),
+                        return_dict_in_generate=True,
+                        output_logits=True,
+                    )
+            except Exception as error:  # raised again in the caller's thread
+                result["error"] = error
+            finally:
+                streamer.end()
+
+        worker = Thread(target=run, daemon=True)
+        worker.start()
+        finished = False
+        try:
+            yield from streamer
+            worker.join()
+            if "error" in result:
+                raise result["error"]
+            finished = True
+        finally:
+            stop.event.set()
+            worker.join()
+            if not finished:
+                # The cache may hold half an answer: go on from the conversation's text instead.
+                self._prefix = self._empty_prefix()
+        output = result["output"]
+        answer_ids += output.sequences[0, ids.shape[1] :].tolist()
+        steps = zip(output.logits, answer_ids, strict=True)
+        probabilities = [float(step[0].float().softmax(-1)[token]) for step, token in steps]
+        self.last_answer = decode_answer(self.processor, answer_ids, probabilities, self.frame)
+        # The end token, and whatever came after it, is written by the chat template in the next turn.
+        end = ids.shape[1] + len(text_ids(self.processor, answer_ids))
+        if cache.get_seq_length() > end:
+            cache.crop(end)
+
+
+class _Stop(StoppingCriteria):
+    """Ends generation at the next token once `event` is set."""
+
+    def __init__(self):
+        self.event = Event()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
+
+
+def _message(role: str, text: str, with_image: bool = False) -> dict:
+    image = [{"type": "image"}] if with_image else []
+    return {"role": role, "content": [*image, {"type": "text", "text": text}]}
