@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from .boxes import ImageFrame, ParsedBoxes, score_boxes
+from .boxes import ImageFrame, ParsedBoxes, box_format, score_boxes
 from .modeling import RegionLlavaForConditionalGeneration
 from .processing import BoxesLike, RegionLlavaProcessor
 
@@ -123,6 +123,8 @@ def decode_answer(
 
 def text_ids(processor: RegionLlavaProcessor, ids: Sequence[int]) -> list[int]:
     """The answer itself: generated ids up to the first special token (end of turn, padding)."""
-    special = set(processor.tokenizer.all_special_ids)
+    tokenizer, marks = processor.tokenizer, box_format(processor.box_format).syntax.reserved
+    # A tokenizer may hold the box format's own tags as special tokens: those are part of the answer.
+    special = {i for i in tokenizer.all_special_ids if tokenizer.convert_ids_to_tokens(i) not in marks}
     end = next((i for i, token in enumerate(ids) if token in special), len(ids))
     return list(ids[:end])

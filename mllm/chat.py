@@ -83,7 +83,7 @@ class ChatSession:
 
         answer_ids: list[int] = []
         yield from self._generate(ids, encoded, answer_ids)
-        kept = text_ids(self.processor, answer_ids)
+        self.last_answer_ids = kept = text_ids(self.processor, answer_ids)
         answer_text = self.processor.tokenizer.decode(kept)
         self._messages += [question, _message("assistant", answer_text)]
         self._boxes += new
@@ -174,8 +174,8 @@ class ChatSession:
         self.last_answer = decode_answer(self.processor, answer_ids, probabilities, self.frame)
         # The end token, and whatever came after it, is written by the chat template in the next turn.
         end = ids.shape[1] + len(text_ids(self.processor, answer_ids))
-        if cache.get_seq_length() > end:
-            cache.crop(end)
+        if (surplus := cache.get_seq_length() - end) > 0:
+            cache.crop(-surplus)
 
 
 class _Stop(StoppingCriteria):

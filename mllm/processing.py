@@ -100,8 +100,6 @@ class RegionLlavaProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         boxes: Sequence[BoxesLike] | None = None,
         points: Sequence[Points | Sequence[Sequence[float]]] | None = None,
-        pixels: Sequence[np.ndarray] | None = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
         **tokenizer_kwargs,
     ) -> BatchFeature:
         """Prepare a batch of prompts.
@@ -111,8 +109,6 @@ class RegionLlavaProcessor(ProcessorMixin):
             text: prompts, each with one `<image>` when images are given, and one `<region>` a box.
             boxes: for each prompt its boxes, xyxy in pixels of the original picture.
             points: for each prompt its points; a point is a 5 px box around it and comes after the prompt's boxes.
-            pixels: instead of `images`, pictures already in the input frame: uint8 `(3, H, W)`, with `sizes`.
-            sizes: `(width, height)` of the originals of `pixels`.
             tokenizer_kwargs: handed to the tokenizer (`padding`, ...). Tensors are returned.
         Returns:
             `input_ids`, `attention_mask`, and with images `pixel_values (B, 3, H, W)`, and with region embeddings
@@ -124,20 +120,15 @@ class RegionLlavaProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text or [])
         pictures = [images] if isinstance(images, Image.Image) else list(images or [])
         regions = self._regions(len(texts), boxes, points)
-        if not pictures and pixels is None:
+        if not pictures:
             return self._text_only(texts, regions, tokenizer_kwargs)
-        if len(pictures or pixels or ()) != len(texts):
-            raise UserError(f"{len(texts)} prompts need as many pictures, got {len(pictures or pixels or ())}.")
+        if len(pictures) != len(texts):
+            raise UserError(f"{len(texts)} prompts need as many pictures, got {len(pictures)}.")
 
-        if pixels is None:
-            if self.region_prompt == "overlay":
-                pictures = [draw_boxes(p, r, OVERLAY_COLORS) for p, r in zip(pictures, regions, strict=True)]
-            fitted = [self.fit(picture) for picture in pictures]
-            arrays, frames = [np.asarray(p).transpose(2, 0, 1) for p, _ in fitted], [frame for _, frame in fitted]
-        elif self.region_prompt == "overlay" and any(len(rows) for rows in regions):
-            raise UserError("region_prompt 'overlay' draws on the original pictures: give images, not cached pixels.")
-        else:
-            arrays, frames = list(pixels), [self.frame(size) for size in sizes or ()]
+        if self.region_prompt == "overlay":
+            pictures = [draw_boxes(p, r, OVERLAY_COLORS) for p, r in zip(pictures, regions, strict=True)]
+        fitted = [self.fit(picture) for picture in pictures]
+        arrays, frames = [np.asarray(p).transpose(2, 0, 1) for p, _ in fitted], [frame for _, frame in fitted]
         if len({array.shape for array in arrays}) > 1:
             raise UserError("one batch takes pictures of one input size; group pictures by processor.frame(size).")
 

@@ -1,0 +1,109 @@
+"""Fixtures for all tests."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported: tiny models gain nothing from threads, and with one thread results do not depend on a
+# machine's core count.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+# The same examples on every run, and no failures because a shared machine was slow for a moment.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real annotated images (REGIONTOWER_TEST_DATA, default ../shared/data beside the repository)."""
+    folder = (REPOSITORY / os.environ.get("REGIONTOWER_TEST_DATA", "../shared/data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"real images are not here: set REGIONTOWER_TEST_DATA to their folder ({folder} does not exist)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """A real sentencepiece tokenizer with the chat template, trained on a few phrases."""
+    from regiontower.train_stages.tokenizer import train_tokenizer
+
+    texts = [
+        "Where is the red star?",
+        "What is in it?",
+        "[12, 345, 678, 1000]",
+        "none",
+        "Read the sign.",
+        "a blue heart",
+    ]
+    return train_tokenizer(texts * 20, tmp_path_factory.mktemp("tokenizer"), vocab_size=420)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_mllm(tiny_tokenizer):
+    """`make(**choices)` -> (model, processor): a random RegionLlava of 0.2 million parameters, 64 px, patch 8.
+
+    Its weights are large enough that answers depend on pictures and boxes.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from regiontower.mllm import build_mllm
+    from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel
+
+    def make(seed: int = 0, **choices):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+        tower = RiceVisionModel(RiceVisionConfig(**sizes, patch_size=8, image_size=64))
+        tokenizer = tiny_tokenizer
+        end = tokenizer.convert_tokens_to_ids("<|end|>")
+        language_model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=48,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=1024,
+                tie_word_embeddings=True,
+                initializer_range=0.3,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=end,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        model, processor = build_mllm(tower, language_model, tokenizer, **choices)
+        return model.eval(), processor
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_mllm(make_tiny_mllm):
+    """One such model, shared: do not change it."""
+    return make_tiny_mllm()
+
+
+@pytest.fixture(scope="session")
+def tiny_mllm_dir(tiny_mllm, tmp_path_factory) -> Path:
+    """That model as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("tiny_mllm")
+    for part in tiny_mllm:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noise_image():
+    """`noise_image(width, height, seed)`: a picture in which every box looks different."""
+    import numpy as np
+    from PIL import Image
+
+    def make(width: int = 120, height: int = 90, seed: int = 0) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    return make
