@@ -1,0 +1,5 @@
+"""`python -m regiontower`."""
+
+from .cli import main
+
+main()

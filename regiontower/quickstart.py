@@ -1,0 +1,139 @@
+"""The whole path once, on this machine: scenes, four stages of training, evaluation, a report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .vision_towers import UserError
+
+# How the training minutes are shared. The tower gets the most: what it does not see, nothing after it can say.
+SHARES = {"pretrain-lm": 0.2, "pretrain": 0.4, "align": 0.1, "instruct": 0.3}
+SCENES_PER_MINUTE = 400  # training scenes for each minute of training
+EVAL_SCENES = 60
+EVAL_LIMIT = 120  # rows a task
+GALLERY = 12  # pictures in the report
+OVERHEAD_MINUTES = 5  # everything but training, on two cores: for the first estimate of the time left
+
+
+def quickstart(out: str | Path, minutes: float = 4.0) -> dict[str, Any]:
+    """Train a small RegionLlava from nothing, measure it, and write `out/report/`.
+
+    Stages that are finished in `out` are kept: a run that was interrupted goes on where it stopped.
+
+    Args:
+        out: folder for scenes, runs, evaluation and report.
+        minutes: of training, all stages together.
+    Returns:
+        What `out/report/results.json` holds: `{"trained_now": {"grounding_acc50", "grounding_miou", "referring_em",
+        "reading_em", "n"}, "seconds"}`; `n` is the smallest number of rows of a task, `seconds` the wall time.
+    Raises:
+        UserError: lmms-eval is missing, or `out` holds something else.
+    """
+    from .eval.baselines import trivial_baselines
+    from .eval.report import write_report
+    from .eval.run import evaluate
+    from .eval.task_folder import require_lmms_eval
+    from .train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
+    from .train_stages.pretrain import PretrainRecipe, pretrain
+    from .train_stages.pretrain_lm import LMRecipe, pretrain_lm
+    from .train_stages.recipe import load_recipe
+    from .train_stages.scenes import EVAL_SEED_START, write_scenes
+
+    require_lmms_eval()  # now, and not after the training
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder.")
+    plan = _Plan(minutes)
+    runs = folder / "runs"
+
+    plan.begin("scenes to learn from")
+    train_records = write_scenes(folder / "scenes" / "train", max(64, round(SCENES_PER_MINUTE * minutes)), 0)
+    plan.begin("scenes to be tested on")
+    eval_records = write_scenes(folder / "scenes" / "eval", EVAL_SCENES, EVAL_SEED_START)
+
+    def stage_overrides(stage: str, **values: Any) -> list[str]:
+        values = {"train.minutes": round(minutes * SHARES[stage], 3), **values}
+        return [f"{key}={value}" for key, value in values.items()]
+
+    records = {"data.records": train_records}
+    plan.begin("stage 0b: a language model learns the language of the questions")
+    overrides = stage_overrides("pretrain-lm", **records, **{"data.scenes": 0})
+    pretrain_lm(load_recipe("lm-nano", LMRecipe, overrides), runs / "lm")
+
+    plan.begin("stage 0: a tower learns regions (RICE)")
+    overrides = stage_overrides("pretrain", **records, **{"data.tokenizer": runs / "lm", "eval.records": eval_records})
+    pretrain(load_recipe("rice-nano", PretrainRecipe, overrides), runs / "tower")
+
+    plan.begin("stage 1: projectors learn to connect the two")
+    parents = {"model.tower": runs / "tower", "model.language_model": runs / "lm"}
+    cache = {"data.cache_dir": folder / "pixel_cache"}
+    align(
+        load_recipe("align-nano", AlignRecipe, stage_overrides("align", **records, **cache, **parents)), runs / "align"
+    )
+
+    plan.begin("stage 2: the model learns to answer")
+    overrides = stage_overrides("instruct", **records, **cache, **{"model.mllm": runs / "align"})
+    instruct(load_recipe("instruct-nano", InstructRecipe, overrides), runs / "instruct")
+
+    plan.begin("evaluation through lmms-eval")
+    result = evaluate(runs / "instruct", eval_records, out=folder / "eval", limit=EVAL_LIMIT)
+
+    plan.begin("report")
+    results = {"trained_now": headline(result.tasks), "seconds": plan.seconds()}
+    report = folder / "report"
+    write_report(
+        result,
+        report,
+        title=f"regiontower quickstart: {minutes:g} minutes of training",
+        curves={stage: runs / name / "loss.png" for stage, name in RUN_NAMES.items()},
+        baselines=trivial_baselines(eval_records, train=train_records, limit=EVAL_LIMIT),
+        gallery=GALLERY,
+    )
+    (report / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+RUN_NAMES = {
+    "stage 0b: language model": "lm",
+    "stage 0: tower": "tower",
+    "stage 1: align": "align",
+    "stage 2: instruct": "instruct",
+}
+
+
+def headline(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of one model in one flat row."""
+    grounding, referring, reading = (tasks[f"regiontower_{name}"] for name in ("grounding", "referring", "reading"))
+    return {
+        "grounding_acc50": grounding["acc50"],
+        "grounding_miou": grounding["miou"],
+        "referring_em": referring["em"],
+        "reading_em": reading["em"],
+        "n": min(task["n"] for task in (grounding, referring, reading)),
+    }
+
+
+class _Plan:
+    """Says which of the eight steps begins and about how long all the rest takes."""
+
+    STEPS = 8
+
+    def __init__(self, minutes: float):
+        self._console = Console(stderr=True)
+        self._budget = 60 * (minutes + OVERHEAD_MINUTES)
+        self._started, self._step = time.monotonic(), 0
+
+    def begin(self, what: str) -> None:
+        self._step += 1
+        left = max(1, round((self._budget - self.seconds()) / 60))
+        line = f"[{self._step}/{self.STEPS}] {what} (about {left} min left in all)"
+        self._console.print(line, style="bold", markup=False, highlight=False)
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._started, 1)
