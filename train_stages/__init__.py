@@ -1,0 +1,1 @@
+"""Region records -> trained checkpoints."""
