@@ -1,0 +1,58 @@
+"""A conversation about a picture -> token ids and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..mllm.boxes import Boxes, ImageFrame
+from ..mllm.processing import RegionLlavaProcessor
+from ..vision_towers.errors import UserError
+from .conversations import RenderedTurn
+
+IGNORED = -100  # label of a token that is not learned
+
+
+def conversation_ids(
+    processor: RegionLlavaProcessor, turns: Sequence[RenderedTurn], frame: ImageFrame, max_tokens: int
+) -> tuple[list[int], list[int], int]:
+    """Token ids and labels of a conversation; only answers and the end of their turn are learned.
+
+    The chat template is applied turn by turn and each piece is tokenised alone, exactly as `ChatSession` does when it
+    answers, so training and chat see the same ids.
+
+    Args:
+        turns: questions with one `<region>` a box (original pixels), and their answers.
+        frame: of the picture.
+        max_tokens: turns that would exceed it are left out, from the first such turn on.
+    Returns:
+        ids, labels (`IGNORED` where nothing is learned), and how many turns they hold.
+    Raises:
+        UserError: not even the first turn fits, or the template rewrites earlier turns.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    messages: list[dict] = []
+    text = ""
+    for number, turn in enumerate(turns):
+        image = [{"type": "image"}] if number == 0 else []
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": turn.question}]})
+        asked = processor.apply_chat_template(messages, add_generation_prompt=True)
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        answered = processor.apply_chat_template(messages)
+        if not (asked.startswith(text) and answered.startswith(asked)):
+            raise UserError("the chat template rewrites earlier turns; use one that only appends.")
+        write = processor.write if number == 0 else processor.write_regions
+        question = write(asked[len(text) :], frame, Boxes(list(turn.boxes)))
+        question_ids = processor.tokenizer(question, add_special_tokens=number == 0)["input_ids"]
+        answer_ids = processor.tokenizer(answered[len(asked) :], add_special_tokens=False)["input_ids"]
+        if len(ids) + len(question_ids) + len(answer_ids) > max_tokens:
+            if number == 0:
+                needed = len(question_ids) + len(answer_ids)
+                raise UserError(
+                    f"one turn takes {needed} tokens and max_tokens is {max_tokens}; raise data.max_tokens."
+                )
+            return ids, labels, number
+        ids += [*question_ids, *answer_ids]
+        labels += [*([IGNORED] * len(question_ids)), *answer_ids]
+        text = answered
+    return ids, labels, len(turns)
