@@ -4,6 +4,7 @@ Nothing heavy is imported here at the top: `regiontower --help` has to answer at
 """
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -255,6 +256,7 @@ def main() -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it mentions an optional package at import
     try:
         app()
     except Exception as error:

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from regiontower.ask import parse_boxes
-from regiontower.cli import app
+from regiontower.cli import app, main
 from regiontower.vision_towers import UserError
 
 COMMANDS = (
@@ -28,10 +28,17 @@ COMMANDS = (
 )
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "regiontower", *map(str, arguments)], capture_output=True, text=True, timeout=250
-    )
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(*arguments)` -> (status, stdout, stderr) of the command, in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["regiontower", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +55,10 @@ def test_help_names_every_command_and_imports_no_torch():
     assert all(command in help_text for command in COMMANDS)
 
 
-def test_scenes_writes_records_and_reports_json(tmp_path):
-    done = run("scenes", tmp_path / "out", "--count", 2, "--seed", 5, "--preset", "easy", "--json")
-    assert done.returncode == 0, done.stderr
-    last = json.loads(done.stdout.strip().splitlines()[-1])
+def test_scenes_writes_records_and_reports_json(run, tmp_path):
+    status, output, _ = run("scenes", tmp_path / "out", "--count", 2, "--seed", 5, "--preset", "easy", "--json")
+    assert status == 0
+    last = json.loads(output.strip().splitlines()[-1])
     assert last["count"] == 2 and len(Path(last["records"]).read_text().splitlines()) == 2
 
 
@@ -64,14 +71,12 @@ def test_towers_lists_the_registered_types():
     assert "rice_vision_model" in CliRunner().invoke(app, ["towers"]).output
 
 
-def test_chat_answers_and_draws(tiny_mllm_dir, picture, tmp_path):
+def test_chat_answers_and_draws(run, tiny_mllm_dir, picture, tmp_path):
     out = tmp_path / "drawn.png"
-    done = run(
-        "chat", picture, "What is in", "--box", "10,10,50,50", "--model", tiny_mllm_dir, "--max-new-tokens", 5,
-        "--out", out, "--json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    arguments = ("--box", "10,10,50,50", "--model", tiny_mllm_dir, "--max-new-tokens", 5, "--out", out, "--json")
+    status, output, _ = run("chat", picture, "What is in", *arguments)
+    assert status == 0
+    answer = json.loads(output.strip().splitlines()[-1])
     assert set(answer) == {"answer", "boxes", "status"}
     drawn = Image.open(out)
     assert drawn.size == (120, 90) and drawn.getpixel((10, 30)) == (255, 0, 0)
@@ -85,22 +90,21 @@ def test_chat_answers_and_draws(tiny_mllm_dir, picture, tmp_path):
         (("align", "align-nano", "--out", "x", "--set", "model.towr=a"), "did you mean model.tower?"),
         (("scenes", "x", "--preset", "hard"), "hard"),
         (("bench", "no-such"), "no-such"),
-        (("scenes", "x", "--seed", "999999", "--count", "5"), "1,000,000"),
+        (("scenes", "x", "--seed", "999999", "--count", "5"), "evaluation"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_a_users_mistake_is_one_line_and_a_status(arguments, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "regiontower", *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=250
-    )
-    assert done.returncode == 1
-    lines = done.stderr.strip().splitlines()
-    assert lines[-1].startswith("regiontower: ") and message in lines[-1] and "Traceback" not in done.stderr
+def test_a_users_mistake_is_one_line_and_a_status(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = run(*arguments)
+    (line,) = errors.strip().splitlines()
+    assert status == 1 and line.startswith("regiontower: ") and message in line
 
 
 def test_a_model_that_is_none_is_one_line(picture, tmp_path):
     (tmp_path / "empty").mkdir()
-    done = run("chat", picture, "?", "--model", tmp_path / "empty")
+    command = [sys.executable, "-m", "regiontower", "chat", picture, "?", "--model", tmp_path / "empty"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "empty" in done.stderr.splitlines()[-1]
 
 

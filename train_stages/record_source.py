@@ -1,0 +1,38 @@
+"""The part of a recipe's `data` block that says which region records to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from .record_io import RecordSet, read_records
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class RecordSource:
+    """Which records.
+
+    records: one file of region records or several. root: folder that `records` and the images in them are relative
+    to; without it `records` are relative to the working directory and images to their records file. format: an
+    importer's name. check_images: decode every image before training starts.
+    """
+
+    records: str | tuple[str, ...]
+    root: str | None = None
+    format: str = "records"
+    check_images: bool = False
+
+    def paths(self) -> list[Path]:
+        """The files, with `root` in front."""
+        names = (self.records,) if isinstance(self.records, str) else self.records
+        return [Path(self.root, name) if self.root else Path(name) for name in names]
+
+    def read(self) -> list[RecordSet]:
+        """One record set a file.
+
+        Raises:
+            UserError: a file that cannot be read, or too many bad records in it.
+        """
+        return [read_records(path, self.format, self.root, self.check_images) for path in self.paths()]
