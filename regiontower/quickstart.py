@@ -133,7 +133,7 @@ class _Plan:
         self._step += 1
         left = max(1, round((self._budget - self.seconds()) / 60))
         line = f"[{self._step}/{self.STEPS}] {what} (about {left} min left in all)"
-        self._console.print(line, style="bold", markup=False, highlight=False)
+        self._console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
 
     def seconds(self) -> float:
         return round(time.monotonic() - self._started, 1)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
 from ..mllm.boxes import Boxes, ImageFrame, box_format
 from ..mllm.draw import OVERLAY_COLORS, draw_boxes
 from ..mllm.processing import RegionLlavaProcessor
 from ..vision_towers import pad_boxes
 from ..vision_towers.errors import UserError
+from .bad_records import BadRecord, name_bad
 from .conversation_ids import IGNORED, conversation_ids
 from .conversations import render_turns, sample_conversation
 from .pixels import PixelCache
@@ -37,7 +38,13 @@ class Sample:
 
 
 class ConversationDataset(Dataset):
-    """Each item draws new turns about its record; the engine seeds the draw by (seed, epoch, index)."""
+    """Each item draws new turns about its record; the engine seeds the draw by (seed, epoch, index).
+
+    `summary` says what was read, what was bad, and how many records have nothing to ask about.
+
+    Raises:
+        UserError: no record gives a single turn.
+    """
 
     def __init__(
         self,
@@ -51,16 +58,21 @@ class ConversationDataset(Dataset):
     ):
         self.processor, self.mix, self.turns, self.max_tokens = processor, mix, turns, max_tokens
         self.format = box_format(processor.box_format)
-        if processor.row_end or processor.region_prompt == "overlay":
-            # Inputs of many sizes, or pictures that are drawn on: nothing that one array of pixels can hold.
-            self.pictures: RecordSet | PixelCache = records
-            self.unreadable = []
-        else:
+        self.pictures: RecordSet | PixelCache = records
+        unreadable: list[BadRecord] = []
+        # With row ends inputs have many sizes, and with overlay they are drawn on: no array of pixels can hold them.
+        if not processor.row_end and processor.region_prompt != "overlay":
             self.pictures = PixelCache.build(records, processor.image_size, cache_dir, fill=processor.fill_color)
-            self.unreadable = self.pictures.bad
-        usable = [index for index, record in enumerate(self.pictures.records) if self._has_turns(record)]
-        self.without_questions = len(self.pictures.records) - len(usable)
-        self.usable = usable
+            unreadable = self.pictures.bad
+        self.usable = [row for row, record in enumerate(self.pictures.records) if self._has_turns(record)]
+        if not self.usable:
+            raise UserError(
+                f"no record of {records.path} gives a question of the kinds in data.mix ({', '.join(mix)})."
+            )
+        without = len(self.pictures.records) - len(self.usable)
+        self.summary = records.summary()
+        self.summary += f"; images that cannot be read: {name_bad(unreadable)}" if unreadable else ""
+        self.summary += f"; {without} with nothing to ask about" if without else ""
 
     def _has_turns(self, record: Record) -> bool:
         return bool(sample_conversation(record, random.Random(0), self.mix, 1))
@@ -88,33 +100,6 @@ class ConversationDataset(Dataset):
         if self.processor.region_prompt == "overlay":
             picture = draw_boxes(picture, regions, OVERLAY_COLORS)
         return np.asarray(self.processor.fit(picture)[0]).transpose(2, 0, 1)
-
-
-def conversation_dataset(
-    record_sets: Sequence[RecordSet],
-    processor: RegionLlavaProcessor,
-    mix: Mapping[str, float],
-    *,
-    turns: int,
-    max_tokens: int,
-    cache_dir: Path | None,
-) -> tuple[Dataset, str]:
-    """All record sets as one dataset, and a summary of what was read, what was bad and what has nothing to ask about.
-
-    Raises:
-        UserError: no record gives a single turn.
-    """
-    parts, lines = [], []
-    for records in record_sets:
-        part = ConversationDataset(records, processor, mix, turns=turns, max_tokens=max_tokens, cache_dir=cache_dir)
-        parts.append(part)
-        bad = f", {len(part.unreadable)} with unreadable images: {part.unreadable[0]}" if part.unreadable else ""
-        nothing = f", {part.without_questions} with nothing to ask about" if part.without_questions else ""
-        lines.append(f"{records.path}: {records.summary()}{bad}{nothing}")
-    parts = [part for part in parts if len(part)]
-    if not parts:
-        raise UserError(f"no record gives a question of the kinds in data.mix ({', '.join(mix)}); {'; '.join(lines)}")
-    return ConcatDataset(parts), "\n".join(lines)
 
 
 def collate_samples(samples: Sequence[Sample], *, processor: RegionLlavaProcessor) -> dict[str, torch.Tensor]:

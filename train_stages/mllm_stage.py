@@ -19,7 +19,7 @@ from ..vision_towers import load_tower
 from ..vision_towers.errors import UserError
 from .conversations import DEFAULT_MIX, check_mix
 from .engine import Part, StageResult, run_stage
-from .mllm_data import collate_samples, conversation_dataset
+from .mllm_data import ConversationDataset, collate_samples
 from .record_io import data_hash
 from .record_source import RecordSource
 from .train_config import TrainConfig
@@ -162,16 +162,12 @@ def _train(
 ) -> StageResult:
     data = recipe.data
     check_mix(data.mix)
-    record_sets = data.read()
-    dataset, summary = conversation_dataset(
-        record_sets,
-        processor,
-        data.mix,
-        turns=data.turns,
-        max_tokens=data.max_tokens,
-        cache_dir=Path(data.cache_dir) if data.cache_dir else run_dir / "pixel_cache",
+    records = data.read()
+    cache_dir = Path(data.cache_dir) if data.cache_dir else run_dir / "pixel_cache"
+    dataset = ConversationDataset(
+        records, processor, data.mix, turns=data.turns, max_tokens=data.max_tokens, cache_dir=cache_dir
     )
-    Console(stderr=True).print(summary, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"{stage}: {dataset.summary}", markup=False, highlight=False, soft_wrap=True)
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -188,7 +184,7 @@ def _train(
         recipe=recipe,
         stage=stage,
         parents=parents,
-        data={str(records.path): data_hash(records) for records in record_sets},
+        data={"records": data_hash(records)},
         save=save,
         device=device,
         **options,

@@ -169,12 +169,10 @@ def build_lm(config: LMModelConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 def lm_records(data: LMDataConfig) -> tuple[list[Record], dict[str, str]]:
     """The records that `data` names, read (a summary goes to stderr) or generated, and their hashes by name."""
     if data.records:
-        record_sets = RecordSource(data.records, data.root, data.format).read()
+        found = RecordSource(data.records, data.root, data.format).read()
         say = Console(stderr=True).print
-        for records in record_sets:
-            say(f"{records.path}: {records.summary()}", markup=False, highlight=False, soft_wrap=True)
-        hashes = {str(records.path): data_hash(records) for records in record_sets}
-        return [record for records in record_sets for record in records.records], hashes
+        say(f"pretrain-lm: {found.summary()}", markup=False, highlight=False, soft_wrap=True)
+        return found.records, {"records": data_hash(found)}
     from .scenes import EVAL_SEED_START, generate_scene
 
     seeds = range(data.scene_seed, data.scene_seed + data.scenes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,26 @@ def stream_records(
             yield BadRecord(label, reason)
         else:
             yield item
+
+
+def merge_record_sets(sets: Sequence[RecordSet]) -> RecordSet:
+    """Several files as one record set; images become absolute when the files have different roots."""
+    if len({found.root for found in sets}) == 1:
+        records = [record for found in sets for record in found.records]
+    else:
+        records = [
+            record.model_copy(update={"image": str(found.image_path(record).absolute())})
+            for found in sets
+            for record in found.records
+        ]
+    return RecordSet(
+        sets[0].path,
+        sets[0].root,
+        records,
+        [bad for found in sets for bad in found.bad],
+        sum(found.passed_over for found in sets),
+        tuple(source for found in sets for source in found.sources or (found.path,)),
+    )
 
 
 def load_record_image(record_set: RecordSet, record: Record, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from .record_io import RecordSet, read_records
+from .record_io import RecordSet, merge_record_sets, read_records
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -29,10 +29,12 @@ class RecordSource:
         names = (self.records,) if isinstance(self.records, str) else self.records
         return [Path(self.root, name) if self.root else Path(name) for name in names]
 
-    def read(self) -> list[RecordSet]:
-        """One record set a file.
+    def read(self) -> RecordSet:
+        """All of them as one record set.
 
         Raises:
             UserError: a file that cannot be read, or too many bad records in it.
         """
-        return [read_records(path, self.format, self.root, self.check_images) for path in self.paths()]
+        return merge_record_sets(
+            [read_records(path, self.format, self.root, self.check_images) for path in self.paths()]
+        )

@@ -1,0 +1,182 @@
+"""Stage 0 from records to a run directory, with the real engine on a small tower."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, TrainerCallback
+
+from regiontower.train_stages.pretrain import PretrainRecipe, pretrain
+from regiontower.train_stages.recipe import load_recipe
+from regiontower.train_stages.record_io import read_records
+from regiontower.train_stages.scenes import write_scenes
+from regiontower.train_stages.tokenizer import train_tokenizer
+from regiontower.vision_towers import RiceVisionModel, describe_tower, load_tower
+from regiontower.vision_towers.errors import UserError
+
+SMALL = [
+    "model.size={hidden_size: 64, layers: 2, heads: 2, intermediate_size: 128, patch_size: 14, image_size: 56}",
+    "train.minutes=null",
+    "train.batch_size=12",
+    "train.threads=1",
+    "train.log_steps=5",
+    "data.regions_per_image=4",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """24 generated scenes, a tokenizer of their captions, and one folder of decoded pixels for all runs."""
+    root = tmp_path_factory.mktemp("data")
+    records = write_scenes(root / "scenes", 24, seed=7, progress=False)
+    captions = [caption for record in read_records(records).records for caption in record.captions]
+    train_tokenizer(captions, root / "tokenizer", 512)
+    return root
+
+
+def recipe(data, name, *overrides):
+    common = [
+        f"data.records={data}/scenes/records.jsonl",
+        f"data.tokenizer={data}/tokenizer",
+        f"data.cache={data}/pixels",
+    ]
+    return load_recipe(name, PretrainRecipe, [*SMALL, *common, *overrides])
+
+
+def losses(run_dir):
+    return [json.loads(line)["loss"] for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+def weights(run_dir):
+    return {
+        f"{file.name}/{key}": value for file in run_dir.glob("*.safetensors") for key, value in load_file(file).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def rice_run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("rice")
+    held_out = f"eval.records={data}/scenes/records.jsonl"
+    return pretrain(recipe(data, "rice-nano", "train.steps=30", held_out), out, device="cpu")
+
+
+def test_thirty_steps_of_rice_reduce_the_loss(rice_run):
+    log = losses(rice_run.run_dir)
+    assert rice_run.steps == 30
+    assert log[-1] < 0.75 * log[0]
+    assert {"object_loss", "object_top1", "ocr_loss", "ocr_top1"} <= set(rice_run.metrics)
+
+
+def test_the_run_directory_opens_as_a_tower(rice_run):
+    tower = load_tower(rice_run.run_dir)
+    assert isinstance(tower, RiceVisionModel)
+    assert describe_tower(tower.config).region_readout == "rice"
+    assert tower.config.num_region_layers == 2
+
+
+def test_centres_and_class_names_lie_beside_the_tower(rice_run, data):
+    centres = load_file(rice_run.run_dir / "centres.safetensors")
+    labels = json.loads((rice_run.run_dir / "labels.json").read_text())
+    categories = {r.category for record in read_records(data / "scenes/records.jsonl").records for r in record.regions}
+    assert labels["names"] == sorted(categories - {None})
+    assert labels["object_labels"] == "category"
+    assert centres["object"].shape == (len(labels["names"]), 64)
+    assert centres["ocr"].shape[1] == 64
+
+
+def test_held_out_regions_are_classified_and_noted(rice_run, data):
+    regions = [r for record in read_records(data / "scenes/records.jsonl").records for r in record.regions]
+    assert rice_run.metrics["held_out_regions"] == sum(region.category is not None for region in regions)
+    assert 0 < rice_run.metrics["held_out_object_top1"] <= 1
+    stage = json.loads((rice_run.run_dir / "stage.json").read_text())
+    assert stage["metrics"] == rice_run.metrics
+    assert set(stage["data"]) == {"records", "tokenizer"}
+
+
+class StopAt(TrainerCallback):
+    """A crash after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def same_weights(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_equal_to_the_bit_run_again_and_resumed(data, tmp_path):
+    """With sampled negatives and cut positive sets, whose draws must go on where the checkpoint left them."""
+    settings = ("train.steps=5", "train.save_steps=3", "model.rice.loss={sample_rate: 0.3, max_positives: 2}")
+    wanted = recipe(data, "rice-nano", *settings)
+    for name in ("straight", "again"):
+        pretrain(wanted, tmp_path / name, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(wanted, tmp_path / "resumed", device="cpu", callbacks=[StopAt(4)])
+    pretrain(wanted, tmp_path / "resumed", device="cpu")
+    assert same_weights(tmp_path / "straight", tmp_path / "again")
+    assert same_weights(tmp_path / "straight", tmp_path / "resumed")
+    other = recipe(data, "rice-nano", *settings, "train.seed=1")
+    pretrain(other, tmp_path / "other", device="cpu")
+    assert not same_weights(tmp_path / "straight", tmp_path / "other")
+
+
+def test_training_goes_on_from_a_tower(rice_run, data, tmp_path):
+    overrides = (f"model.tower={rice_run.run_dir}", "data.tokenizer=null", "lr.tower=0", "train.steps=2")
+    result = pretrain(recipe(data, "rice-nano", *overrides), tmp_path / "next", device="cpu")
+    before, after = load_tower(rice_run.run_dir).state_dict(), load_tower(result.run_dir).state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)  # frozen by its learning rate
+    assert "ocr" not in load_file(result.run_dir / "centres.safetensors")
+    assert "tower" in json.loads((result.run_dir / "stage.json").read_text())["parents"]
+
+
+def test_clip_reduces_its_loss_and_opens_as_a_tower(data, tmp_path):
+    small_text = "model.clip={embed_dim: 32, text_hidden: 32, text_layers: 1, text_heads: 2}"
+    wanted = recipe(data, "clip-nano", "train.steps=30", small_text, "lr.tower=3e-3", "lr.heads=3e-3")
+    result = pretrain(wanted, tmp_path / "clip", device="cpu")
+    log = losses(result.run_dir)
+    assert log[-1] < log[0]
+    assert isinstance(load_tower(result.run_dir), RiceVisionModel)
+    text = CLIPTextModel.from_pretrained(result.run_dir / "text_tower")
+    assert text.config.hidden_size == 32
+    heads = load_file(result.run_dir / "clip_heads.safetensors")
+    assert heads["image_projection"].shape == (32, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "sentence"),
+    [
+        ("rice-nano", "data.side=50", "multiple of the tower's patch size 14"),
+        ("clip-nano", "data.tokenizer=null", r"set data\.tokenizer"),
+        ("rice-nano", "data.object_labels=cluster", "has a cluster"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(data, tmp_path, name, override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        pretrain(recipe(data, name, "train.steps=1", override), tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.size.hidden_size=90", "multiple of 4 x heads"),
+        ("model.rice.loss.sample_rate=2", "sample_rate"),
+        ("model.rice.loss.margins=0.3", r"model\.rice\.loss\.margin\?"),
+        ("data.augment.min_scale=0", "min_scale"),
+    ],
+)
+def test_wrong_recipes_name_the_key(data, override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        recipe(data, "rice-nano", "train.steps=1", override)
+
+
+def test_the_packaged_recipes_ask_for_their_data_alone():
+    for name in ("rice-nano", "clip-nano"):
+        with pytest.raises(UserError, match=r"data(\.records)? is missing"):
+            load_recipe(name, PretrainRecipe)
+        assert load_recipe(name, PretrainRecipe, ["data.records=x"]).model.size.hidden_size == 192

@@ -1,0 +1,79 @@
+"""The control: CLIP's image-text objective (symmetric InfoNCE) on the same tower, with a small text tower."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
+
+from ..vision_towers import describe_tower
+from .normalise import PixelNorm
+from .rice_objective import ObjectiveOutput
+
+MAX_LOGIT_SCALE = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of the text tower (a pre-norm causal transformer, pooled at the end token) and of the shared space."""
+
+    embed_dim: int = 192
+    text_hidden: int = 192
+    text_layers: int = 4
+    text_heads: int = 6
+    max_tokens: int = 64
+
+
+def info_nce(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's loss over a batch of pairs.
+
+    image, text: (B, D), any scale; pair i is row i of both. logit_scale: log of the inverse temperature, kept at or
+    below log 100. Returns the mean of both directions' cross-entropies and the (B, B) logits, in float32 at least.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        dtype = torch.promote_types(image.dtype, torch.float32)
+        image, text = F.normalize(image.to(dtype), dim=-1), F.normalize(text.to(dtype), dim=-1)
+        logits = logit_scale.to(dtype).clamp(max=MAX_LOGIT_SCALE).exp() * image @ text.T
+        pairs = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+    return loss, logits
+
+
+class ClipObjective(nn.Module):
+    """The tower's `pooler_output` and the text tower's end token, projected into one space."""
+
+    def __init__(self, tower: PreTrainedModel, vocab_size: int, end_id: int, config: ClipConfig):
+        super().__init__()
+        spec = describe_tower(tower.config)
+        self.tower = tower
+        self.norm = PixelNorm(spec.image_mean, spec.image_std)
+        self.text_tower = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocab_size,
+                hidden_size=config.text_hidden,
+                intermediate_size=4 * config.text_hidden,
+                num_hidden_layers=config.text_layers,
+                num_attention_heads=config.text_heads,
+                max_position_embeddings=config.max_tokens,
+                projection_dim=config.embed_dim,
+                bos_token_id=end_id,  # unused: captions begin with their first word
+                eos_token_id=end_id,
+            )
+        )
+        self.image_projection = nn.Linear(spec.hidden_size, config.embed_dim, bias=False)
+        self.text_projection = nn.Linear(config.text_hidden, config.embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> ObjectiveOutput:
+        """pixel_values: (B, 3, S, S), uint8, or float already normalised. input_ids, attention_mask: (B, T), padded on
+        the right, each row ending in its end token."""
+        image = self.image_projection(self.tower(self.norm(pixel_values)).pooler_output)
+        states = self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # CLIPTextModel's own pooling finds the end token by its id, and differently for id 2.
+        last = attention_mask.sum(dim=1) - 1
+        text = self.text_projection(states[torch.arange(len(states), device=states.device), last])
+        loss, logits = info_nce(image, text, self.logit_scale)
+        hits = logits.detach().argmax(dim=1) == torch.arange(len(logits), device=logits.device)
+        return ObjectiveOutput(loss=loss, metrics={"image_to_text_top1": hits.float().mean()})

@@ -1,0 +1,225 @@
+"""The unified region cluster discrimination loss of RICE (paper section 3.3, equations 3 and 4).
+
+One function serves both kinds of region. A region comes with a padded set of positive classes: one cluster for an
+object (P = 1), the distinct token ids of its text for an OCR region. With v the L2-normalised region embedding, w_c the
+L2-normalised centre of class c and s the scale::
+
+    s_i = s * (cos(v, w_i) - m)      i in Omega_p   positives, with the margin m     (margin_form "cosface")
+    s_i = s * cos(theta_i + m)                                                       (margin_form "arcface")
+    s_j = s * cos(v, w_j)            j in Omega_n   sampled negatives
+    L   = log(1 + sum_i exp(-s_i)) + log(1 + sum_j exp(s_j))                         (form "decoupled")
+
+The paper is silent on, or ambiguous about, the margin form, the reduction over regions and how a token set is brought
+to the M of its ablation; those are fields of `ClusterLossConfig`, with our choice as the default.
+
+Every sum over classes goes through `ExpSum`, a (maximum, sum of exponentials) pair. A loss with centres spread over
+processes needs to reduce only these pairs (maximum by MAX, rescaled sums by SUM) before `log_one_plus`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..vision_towers.errors import UserError
+
+MarginForm = Literal["cosface", "arcface"]
+LossForm = Literal["decoupled", "mean_softmax"]
+
+# arcface needs sin(theta), whose derivative is infinite at |cos| = 1.
+_COS_LIMIT = 1.0 - 1e-6
+
+
+@dataclass(frozen=True)
+class ClusterLossConfig:
+    """Numbers and switches of the loss; the defaults are the paper's (section 4.1) where it states them.
+
+    scale: s. margin: m, on positives only.
+    margin_form: "cosface" (subtracted from the cosine; our default, the paper does not settle it) or "arcface" (added
+        to the angle, with its true derivative).
+    ocr_form: form of the loss for regions with many positives. "decoupled" is equation 4; "mean_softmax" (not in the
+        paper; the authors' later code) averages one margin-softmax cross-entropy per positive, each with its own
+        negatives. Objects always use "decoupled" (equation 3).
+    sample_rate: rho; each step draws floor(K * rho) of the K classes, at least one, shared by all regions of the step.
+    max_positives: M; a longer positive set is cut to a fresh random subset every step, a shorter one is used as it is
+        (not in the paper).
+    """
+
+    scale: float = 64.0
+    margin: float = 0.3
+    margin_form: MarginForm = "cosface"
+    ocr_form: LossForm = "decoupled"
+    sample_rate: float = 0.1
+    max_positives: int = 10
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise UserError(f"scale is {self.scale}, it must be above 0")
+        if not 0.0 < self.sample_rate <= 1.0:
+            raise UserError(f"sample_rate is {self.sample_rate}, it must be in (0, 1]")
+        if self.max_positives < 1:
+            raise UserError(f"max_positives is {self.max_positives}, it must be at least 1")
+        if self.margin_form not in ("cosface", "arcface"):
+            raise UserError(f"margin_form is '{self.margin_form}', use cosface or arcface")
+        if self.ocr_form not in ("decoupled", "mean_softmax"):
+            raise UserError(f"ocr_form is '{self.ocr_form}', use decoupled or mean_softmax")
+
+
+class ClusterLossOutput(NamedTuple):
+    """loss: mean over the regions that have a positive (0 when none has). per_region: (R,), 0 where not counted.
+    correct: (R,) bool, some positive centre is nearer than every sampled negative. counted: (R,) bool."""
+
+    loss: Tensor
+    per_region: Tensor
+    correct: Tensor
+    counted: Tensor
+
+
+class ExpSum(NamedTuple):
+    """sum_j exp(x_j) of each row, held as `total * exp(top)` with `top` (R,) >= 0 and without gradient."""
+
+    top: Tensor
+    total: Tensor
+
+
+def exp_sum(logits: Tensor, keep: Tensor) -> ExpSum:
+    """The sum of exponentials of the kept entries of `logits` (R, n); `keep` is a bool mask of that shape.
+
+    `top` is never below 0, because the sum will be combined with the 1 = exp(0) of the loss; a row with nothing to keep
+    is therefore a plain zero instead of a NaN.
+    """
+    masked = logits.masked_fill(~keep, -torch.inf)
+    top = F.pad(masked.detach(), (0, 1), value=0.0).amax(dim=1)
+    return ExpSum(top, (masked - top[:, None]).exp().sum(dim=1))
+
+
+def log_one_plus(parts: ExpSum) -> Tensor:
+    """log(1 + sum_j exp(x_j)) per row, exact for sums far below and far above 1. Shape (R,)."""
+    return parts.top + torch.log1p(parts.total + torch.expm1(-parts.top))
+
+
+def sample_classes(num_classes: int, sample_rate: float, generator: torch.Generator | None, device) -> Tensor | None:
+    """A uniform subset of max(1, floor(K * rho)) classes, (k,) int64; None stands for all of them (rho = 1)."""
+    if sample_rate >= 1.0:
+        return None
+    size = max(1, math.floor(num_classes * sample_rate + 1e-9))  # 100 * 0.29 is 28.999...: the user means 29
+    source = torch.device("cpu") if generator is None else generator.device
+    return torch.randperm(num_classes, generator=generator, device=source)[:size].to(device)
+
+
+def pick_positives(
+    positives: Tensor, valid: Tensor, max_positives: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Cut padded positive sets (R, P) to at most M columns: a random subset of each longer set, others untouched."""
+    if positives.shape[1] <= max_positives:
+        return positives, valid
+    source = torch.device("cpu") if generator is None else generator.device
+    order = torch.rand(positives.shape, generator=generator, device=source).to(positives.device)
+    picked = order.masked_fill(~valid, -1.0).topk(max_positives, dim=1).indices
+    return positives.gather(1, picked), valid.gather(1, picked)
+
+
+def cluster_discrimination_loss(
+    embeds: Tensor,
+    centres: Tensor,
+    positives: Tensor,
+    valid: Tensor,
+    config: ClusterLossConfig,
+    *,
+    form: LossForm = "decoupled",
+    generator: torch.Generator | None = None,
+) -> ClusterLossOutput:
+    """RICE's region loss on one process.
+
+    embeds: (R, D) region embeddings, any scale. centres: (K, D) class centres, any scale.
+    positives: (R, P) int64 class ids, padded; valid: (R, P) bool, which of them are real. A row's ids are a set; an id
+        that stands twice counts twice. A row with no valid id is left out of the mean.
+    form: "decoupled" (equations 3 and 4) or "mean_softmax".
+    generator: source of the sampling; None uses torch's global CPU generator, which trainers save and restore.
+
+    The sampled classes are shared by all regions of the step, as in Partial FC. A region's own positives, also those
+    that `max_positives` left out, are never its negatives; positives of other regions are. So a region has
+    floor(K * rho) negatives less those of its own positives that were drawn.
+
+    Computed in float32 at least, whatever the input and autocast say.
+    """
+    with torch.autocast(embeds.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(embeds.dtype, centres.dtype), torch.float32)
+        v = F.normalize(embeds.to(dtype), dim=-1)
+        safe = positives.masked_fill(~valid, 0)
+        chosen, chosen_valid = pick_positives(safe, valid, config.max_positives, generator)
+        cos_pos = (F.normalize(centres[chosen].to(dtype), dim=-1) @ v[:, :, None]).squeeze(-1)  # (R, M)
+        s_pos = config.scale * _with_margin(cos_pos, config)
+
+        if form == "decoupled":
+            s_neg, keep = _negatives(v, centres, safe, valid, config, generator)
+            per_region = log_one_plus(exp_sum(-s_pos, chosen_valid)) + log_one_plus(exp_sum(s_neg, keep))
+        else:
+            per_region, s_neg, keep = _mean_softmax(v, centres, safe, valid, s_pos, chosen_valid, config, generator)
+
+        counted = chosen_valid.any(dim=1)
+        per_region = per_region.masked_fill(~counted, 0.0)
+        loss = per_region.sum() / counted.sum().clamp(min=1)
+        with torch.no_grad():
+            best_negative = s_neg.masked_fill(~keep, -torch.inf).amax(dim=1)
+            best_positive = (config.scale * cos_pos).masked_fill(~chosen_valid, -torch.inf).amax(dim=1)
+            correct = counted & (best_positive > best_negative)
+    return ClusterLossOutput(loss, per_region, correct, counted)
+
+
+def _with_margin(cos: Tensor, config: ClusterLossConfig) -> Tensor:
+    if config.margin_form == "cosface":
+        return cos - config.margin
+    cos = cos.clamp(-_COS_LIMIT, _COS_LIMIT)
+    return cos * math.cos(config.margin) - (1.0 - cos * cos).sqrt() * math.sin(config.margin)
+
+
+def _negatives(
+    v: Tensor,
+    centres: Tensor,
+    positives: Tensor,
+    valid: Tensor,
+    config: ClusterLossConfig,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """Scaled cosines (R, k) to a fresh sample of classes, and the mask that hides each region's own positives."""
+    num_classes = len(centres)
+    sample = sample_classes(num_classes, config.sample_rate, generator, v.device)
+    if sample is None:
+        column, size = positives, num_classes
+        drawn = centres
+    else:
+        column_of = torch.full((num_classes,), -1, device=v.device).scatter_(
+            0, sample, torch.arange(len(sample)).to(v.device)
+        )
+        column, size = column_of[positives], len(sample)
+        drawn = centres[sample]
+    s_neg = config.scale * (v @ F.normalize(drawn.to(v.dtype), dim=-1).T)
+    # Positives that are padding or were not drawn go to a spare last column.
+    column = torch.where(valid & (column >= 0), column, size)
+    own = torch.zeros(len(v), size + 1, dtype=torch.bool, device=v.device).scatter_(1, column, True)
+    return s_neg, ~own[:, :size]
+
+
+def _mean_softmax(
+    v: Tensor,
+    centres: Tensor,
+    positives: Tensor,
+    valid: Tensor,
+    s_pos: Tensor,
+    s_valid: Tensor,
+    config: ClusterLossConfig,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over the chosen positives of log(1 + sum_j exp(s_j - s_i)), a softmax cross-entropy with its own sample."""
+    s_neg, keep = _negatives(v, centres, positives, valid, config, generator)
+    total = s_pos.new_zeros(len(v))
+    for slot in range(s_pos.shape[1]):
+        if slot and config.sample_rate < 1.0:
+            s_neg, keep = _negatives(v, centres, positives, valid, config, generator)
+        cross_entropy = log_one_plus(exp_sum(s_neg - s_pos[:, slot, None], keep))
+        total = total + cross_entropy.masked_fill(~s_valid[:, slot], 0.0)
+    return total / s_valid.sum(dim=1).clamp(min=1), s_neg, keep

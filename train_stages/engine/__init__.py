@@ -1,0 +1,21 @@
+"""The training engine that all stages share: transformers' Trainer with parts, checks, resume and a run directory."""
+
+from .audit import AuditError, AuditResult
+from .interrupt import StageInterrupted
+from .manifest import weights_hash
+from .parts import Part, apply_parts, part_rows, trainability_table
+from .run import StageResult, finished_result, run_stage
+
+__all__ = [
+    "AuditError",
+    "AuditResult",
+    "Part",
+    "StageInterrupted",
+    "StageResult",
+    "apply_parts",
+    "finished_result",
+    "part_rows",
+    "run_stage",
+    "trainability_table",
+    "weights_hash",
+]

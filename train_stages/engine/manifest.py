@@ -1,0 +1,103 @@
+"""What a run was made of: hashes, versions, machine, parents; and `stage.json`, where it is written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...vision_towers.errors import UserError
+
+STAGE_FILE = "stage.json"
+_PACKAGES = ("regiontower", "torch", "torchvision", "transformers", "accelerate", "peft", "numpy", "pillow")
+_PARENT_KEYS = ("stage", "status", "steps", "seconds", "final_loss", "data")
+
+
+def weights_hash(folder: Path | str) -> str:
+    """sha256 (hex) over the names and bytes of `folder`'s *.safetensors files, in the order of their names.
+
+    Raises:
+        UserError: the folder holds no safetensors file.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no *.safetensors file, so this is no model directory.")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def parent_record(parent: Path | str) -> dict[str, Any]:
+    """`{"path", "weights_sha256", "stage": summary of its own stage.json or None}`.
+
+    A parent that is no directory here (the id of a model on a hub) has no hash.
+    """
+    folder = Path(parent)
+    if not folder.is_dir():
+        return {"path": str(parent), "weights_sha256": None, "stage": None}
+    stage = read_stage(folder)
+    return {
+        "path": str(parent),
+        "weights_sha256": weights_hash(folder),
+        "stage": {key: stage[key] for key in _PARENT_KEYS if key in stage} if stage else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: torch.device, processes: int) -> dict[str, Any]:
+    """Where the run took place; no host or user names."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": processes,
+    }
+
+
+def read_stage(run_dir: Path) -> dict[str, Any] | None:
+    """The run's stage.json, or None where there is none.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    path = run_dir / STAGE_FILE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it to start the run again.") from None
+
+
+def write_stage(run_dir: Path, stage: Mapping[str, Any]) -> None:
+    """Write stage.json at once or not at all."""
+    write_atomically(run_dir / STAGE_FILE, json.dumps(stage, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the target, then rename: a reader or a crash sees the old file or the new one, never half of one."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

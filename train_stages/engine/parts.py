@@ -1,0 +1,156 @@
+"""Parts of a model: which parameters train together, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from ...vision_towers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named piece of a model with one learning rate.
+
+    Attributes:
+        name: what tables, logs and `lr` blocks call it ("tower", "projector", "llm", ...).
+        prefixes: names of modules or parameters as `named_parameters()` gives them; a prefix covers itself and
+            everything below it (`model.vision_tower` covers `model.vision_tower.layers...`). `""` covers the model.
+        lr: peak learning rate; 0 freezes the part (no gradients, modules in eval mode).
+    """
+
+    name: str
+    prefixes: tuple[str, ...]
+    lr: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prefixes, str):
+            raise TypeError(f"part {self.name}: prefixes is a tuple of strings")
+        if self.lr < 0:
+            raise UserError(f"The learning rate of {self.name} is {self.lr}; it must be 0 (frozen) or more.")
+
+    def covers(self, name: str) -> bool:
+        """Whether the parameter or buffer of this name belongs to the part."""
+        return any(not prefix or name == prefix or name.startswith(prefix + ".") for prefix in self.prefixes)
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One line of the start-up table."""
+
+    part: str
+    parameters: int
+    trainable: int
+    lr: float
+    dtype: str
+
+
+def part_of_each(model: nn.Module, parts: Sequence[Part]) -> dict[str, Part]:
+    """Name of every parameter (tied ones once) -> its part.
+
+    Raises:
+        UserError: a parameter that no part or several parts cover (a tied parameter counts under all its names), a
+            prefix that covers nothing, or two parts of one name.
+    """
+    names = [part.name for part in parts]
+    if len(set(names)) != len(names):
+        raise UserError(f"Two parts have the same name: {', '.join(sorted(names))}.")
+    every_name = [(name, id(parameter)) for name, parameter in model.named_parameters(remove_duplicate=False)]
+    owners: dict[int, dict[str, Part]] = {}
+    for name, key in every_name:
+        owners.setdefault(key, {}).update({part.name: part for part in parts if part.covers(name)})
+    for part in parts:
+        for prefix in part.prefixes:
+            if not any(Part(part.name, (prefix,), 0.0).covers(name) for name, _ in every_name):
+                raise UserError(f"Part {part.name}: the model has no parameter under {prefix!r}.")
+    found: dict[str, Part] = {}
+    for name, parameter in model.named_parameters():
+        owner = owners[id(parameter)]
+        if len(owner) != 1:
+            raise UserError(
+                f"Parameter {name} belongs to {'no part' if not owner else 'the parts ' + ' and '.join(owner)}; "
+                "every parameter must belong to exactly one."
+            )
+        found[name] = next(iter(owner.values()))
+    return found
+
+
+def apply_parts(model: nn.Module, parts: Sequence[Part]) -> dict[str, Part]:
+    """Set `requires_grad` of every parameter by its part (lr 0 = frozen) and return `part_of_each`.
+
+    Raises:
+        UserError: see `part_of_each`; or nothing is left to train.
+    """
+    found = part_of_each(model, parts)
+    if not any(part.lr for part in found.values()):
+        raise UserError("Every part has learning rate 0: nothing would be trained.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(found[name].lr > 0)
+    return found
+
+
+def frozen_modules(model: nn.Module, parts: Sequence[Part]) -> list[nn.Module]:
+    """The modules that frozen parts name: they run in eval mode (no dropout, no running statistics)."""
+    modules = dict(model.named_modules())
+    return [modules[prefix] for part in parts if not part.lr for prefix in part.prefixes if prefix in modules]
+
+
+def parameter_groups(model: nn.Module, parts: Sequence[Part], weight_decay: float) -> list[dict]:
+    """Optimizer groups `{"params", "lr", "weight_decay", "part"}`, at most two for each trained part.
+
+    Weight decay spares what is no matrix of a linear map: tensors with at most one dimension longer than 1 (norms,
+    biases, class tokens), tables of `nn.Embedding`, and `(1, N, D)` tables of positions or query tokens.
+    """
+    found = part_of_each(model, parts)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[tuple[str, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        part = found[name]
+        if not part.lr:
+            continue
+        decays = id(parameter) not in tables and not _is_table_or_vector(parameter)
+        group = groups.setdefault(
+            (part.name, decays),
+            {"params": [], "lr": part.lr, "weight_decay": weight_decay if decays else 0.0, "part": part.name},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _is_table_or_vector(parameter: torch.Tensor) -> bool:
+    return parameter.squeeze().ndim <= 1 or (parameter.ndim == 3 and parameter.shape[0] == 1)
+
+
+def part_rows(model: nn.Module, parts: Sequence[Part]) -> list[PartRow]:
+    """The start-up table as data, one row per part in the given order."""
+    found = part_of_each(model, parts)
+    rows = []
+    for part in parts:
+        mine = [parameter for name, parameter in model.named_parameters() if found[name] is part]
+        dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in mine})
+        count = sum(parameter.numel() for parameter in mine)
+        rows.append(PartRow(part.name, count, count if part.lr else 0, part.lr, "+".join(dtypes)))
+    return rows
+
+
+def trainability_table(model: nn.Module, parts: Sequence[Part]) -> Table:
+    """The start-up table: part, parameters, trainable, learning rate, dtype, with a line of sums."""
+    table = Table(title="What trains", title_justify="left")
+    for heading in ("part", "parameters", "trainable", "learning rate", "dtype"):
+        table.add_column(heading, justify="left" if heading in ("part", "dtype") else "right")
+    rows = part_rows(model, parts)
+    for row in rows:
+        rate = f"{row.lr:g}" if row.lr else "frozen"
+        table.add_row(row.part, f"{row.parameters:,}", f"{row.trainable:,}", rate, row.dtype)
+    table.add_section()
+    table.add_row("all", f"{sum(row.parameters for row in rows):,}", f"{sum(row.trainable for row in rows):,}", "", "")
+    return table
+
+
+def rows_as_data(rows: Sequence[PartRow]) -> list[Mapping]:
+    """For stage.json."""
+    return [asdict(row) for row in rows]

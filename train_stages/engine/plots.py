@@ -1,0 +1,56 @@
+"""The picture of a run: loss, smoothed loss, learning rates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .run_log import LogRow
+
+PLOT_FILE = "loss.png"
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential mean that starts unbiased (the first value is itself)."""
+    result, total, norm = [], 0.0, 0.0
+    for value in values:
+        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+        result.append(total / norm)
+    return result
+
+
+def plot_run(rows: Sequence[LogRow], path: Path, title: str) -> None:
+    """Write a PNG of the loss (raw and smoothed) above the learning rate of every trained part; no rows, no picture."""
+    if not rows:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    steps = [row.step for row in rows]
+    losses = [row.loss for row in rows]
+    upper.plot(steps, losses, color="0.75", linewidth=1, marker="." if len(rows) < 30 else "", label="loss")
+    upper.plot(
+        steps,
+        smoothed(losses, min(0.95, max(0.5, 1 - 15 / len(losses)))),
+        color="tab:blue",
+        linewidth=2,
+        label="smoothed",
+    )
+    upper.set_ylabel("loss")
+    upper.set_title(title, fontsize=11)
+    upper.grid(alpha=0.3)
+    upper.legend(frameon=False)
+    for part in rows[-1].lr:
+        lower.plot(steps, [row.lr.get(part, 0.0) for row in rows], linewidth=1.5, label=part)
+    lower.set_ylabel("lr")
+    lower.set_xlabel("step")
+    lower.yaxis.set_major_formatter("{x:g}")
+    lower.grid(alpha=0.3)
+    lower.legend(frameon=False, fontsize=8, ncols=4)
+    beside = path.with_name(f".{path.name}.tmp")
+    figure.savefig(beside, dpi=110, format="png")
+    os.replace(beside, path)

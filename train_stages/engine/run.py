@@ -1,0 +1,200 @@
+"""One stage from a model and a dataset to a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
+
+from ...vision_towers.errors import UserError
+from ..train_config import TrainConfig
+from .arguments import decided_by_first, training_arguments
+from .audit import AuditResult
+from .flow import StageFlow
+from .interrupt import StageInterrupted, StopRequest
+from .manifest import machine, parent_record, read_stage, versions
+from .parts import Part, apply_parts, part_rows, trainability_table
+from .progress import ProgressReport
+from .run_book import RunBook
+from .run_dir import CHECKPOINTS, plan_run
+from .run_log import LogRow
+from .schedule import Clock, plan_steps
+from .seeded_data import SeededCollate, SeededDataset
+from .trainer import CLOCK_FILE, StageTrainer
+
+_ENDLESS = 10**9  # Trainer wants a number of steps even where the clock ends the run
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage came to.
+
+    Attributes:
+        run_dir: holds the model files, recipe.yaml, stage.json, log.jsonl, loss.png and checkpoints/.
+        steps: optimizer steps; seconds: training time, resumed runs included.
+        final_loss: mean over the last tenth of the logged rows; None when nothing was logged.
+        metrics: means of the model's own metrics over the same rows.
+    """
+
+    run_dir: Path
+    steps: int
+    seconds: float
+    final_loss: float | None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def run_stage(
+    *,
+    model: nn.Module,
+    parts: Sequence[Part],
+    dataset: Any,
+    collate: Callable[[list], Any],
+    train: TrainConfig,
+    run_dir: Path,
+    recipe: object,
+    stage: str,
+    parents: Mapping[str, Path | str],
+    data: Mapping[str, str],
+    save: Callable[[Path], None],
+    callbacks: Sequence[TrainerCallback] = (),
+    device: str = "auto",
+    overwrite: bool = False,
+) -> StageResult:
+    """Train `model` in `run_dir`: start, resume what was interrupted there, or return a finished run at once.
+
+    Args:
+        model: its forward takes the batch as keyword arguments and returns an output with `loss` (mean over the batch)
+            and, if it likes, `metrics: dict[str, float]`, which are averaged into the log.
+        parts: every parameter belongs to exactly one; lr 0 freezes. Also sets `requires_grad`.
+        dataset: map-style (items may use the global random generators: they are seeded per seed, epoch and index) or
+            an `IterableDataset` (its order is its own affair).
+        collate: list of items -> dict of tensors.
+        recipe: the resolved recipe (dataclass), written to recipe.yaml; a run resumes only with an equal one.
+        stage: "pretrain", "pretrain-lm", "align", "instruct": what stage.json, the plot and the progress bar say.
+        parents: role -> directory (or id) of the checkpoints this model was built from.
+        data: name -> hash of the data.
+        save: writes the final model (and processor) into the directory it is given; the files are then moved into
+            `run_dir`, so that a crash leaves no half-written model there.
+        device: auto, cpu, cuda or mps. Under torchrun every process runs this function; on CPU they talk over gloo.
+        overwrite: remove the run that stands in `run_dir` first.
+
+    Raises:
+        UserError: bad parts, empty data, a run directory of another recipe, loss not finite.
+        AuditError: a part that should train did not move in step 1, or a frozen tensor did.
+        StageInterrupted: SIGINT or SIGTERM; a checkpoint was written.
+    """
+    run_dir = Path(run_dir)
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    samples = len(dataset) if isinstance(dataset, Sized) else None
+    args = training_arguments(train, run_dir / CHECKPOINTS, samples, device)
+    console = Console(stderr=True, quiet=not args.should_log)
+    known_parents = decided_by_first(args, lambda: {name: parent_record(path) for name, path in parents.items()})
+    plan = decided_by_first(
+        args,
+        lambda: plan_run(run_dir, stage=stage, recipe=recipe, data=data, parents=known_parents, overwrite=overwrite),
+    )
+    if plan.finished:
+        console.print(f"{stage}: {run_dir} is finished; nothing to do.", markup=False, highlight=False, soft_wrap=True)
+        return finished_result(run_dir)
+
+    apply_parts(model, parts)
+    console.print(trainability_table(model, parts))
+    clock = Clock(plan_steps(train, samples, args.world_size), train.minutes * 60 if train.minutes else None)
+    if plan.checkpoint is not None:
+        saved = json.loads((plan.checkpoint / CLOCK_FILE).read_text(encoding="utf-8"))
+        clock.tick(saved["step"], saved["elapsed"])
+    args.max_steps = clock.steps or _ENDLESS
+
+    book = RunBook(
+        run_dir,
+        {
+            "stage": stage,
+            "status": "running",
+            "parents": known_parents,
+            "data": dict(data),
+            "versions": versions(),
+            "machine": machine(args.device, args.world_size),
+            "parts": [asdict(row) for row in part_rows(model, parts)],
+            "audit": None,
+        },
+        clock,
+        enabled=args.should_save,
+    )
+    book.open(recipe)
+    report = ProgressReport(stage, clock, train.batch_size * train.grad_accum * args.world_size, console)
+    if plan.checkpoint is not None:
+        report.say(f"resuming from step {clock.step}")
+
+    def on_row(row: LogRow) -> None:
+        book.row(row)
+        report.logged(row)
+
+    def on_audit(result: AuditResult) -> None:
+        book.audit(result)
+        if result.no_gradient:
+            first = ", ".join(result.no_gradient[:3])
+            report.say(f"{len(result.no_gradient)} trained tensors got no gradient in the first step: {first} ...")
+
+    stop = StopRequest()
+    flow = StageFlow(clock, stop, parts, on_audit, report.step)
+    if not isinstance(dataset, IterableDataset):
+        dataset, collate = SeededDataset(dataset, train.seed), SeededCollate(collate)
+    use_cache = getattr(getattr(model, "config", None), "use_cache", None)
+    trainer = StageTrainer(
+        model=model,
+        args=args,
+        train=train,
+        parts=parts,
+        clock=clock,
+        dataset=dataset,
+        collate=collate,
+        callbacks=[flow, *callbacks],
+        on_row=on_row,
+    )
+    flow.trainer = trainer
+    report.start()
+    try:
+        with stop:
+            if clock.done():  # it crashed between its last step and the saving of the model
+                trainer._load_from_checkpoint(str(plan.checkpoint))
+            else:
+                trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
+    finally:
+        report.stop()
+    if not clock.done() and flow.stopped:
+        book.close("interrupted")
+        raise StageInterrupted(f"{stage} stopped at {report.summary()}. The same command goes on from there.")
+
+    # Leave the model as it came: without accelerate's autocast around its forward, and with the cache that Trainer
+    # switches off in the config that is about to be saved.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    if use_cache is not None:
+        model.config.use_cache = use_cache  # pyright: ignore[reportAttributeAccessIssue]
+    model.eval()
+    if args.should_save:
+        book.model(save)
+        book.close("finished")
+        report.say(f"done at {report.summary()}")
+    trainer.accelerator.wait_for_everyone()
+    return finished_result(run_dir)
+
+
+def finished_result(run_dir: Path) -> StageResult:
+    """The result of a finished run, read from its stage.json.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    stage = read_stage(run_dir)
+    if stage is None or stage["status"] != "finished":
+        raise UserError(f"{run_dir} holds no finished run.")
+    return StageResult(run_dir, stage["steps"], stage["seconds"], stage["final_loss"], stage["metrics"])

@@ -1,0 +1,108 @@
+"""Run directories: what stands there, and whether a run starts, resumes or is already done."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...vision_towers.errors import UserError
+from ..recipe import flatten, plain, read_yaml
+from .manifest import STAGE_FILE, read_stage
+from .plots import PLOT_FILE
+from .run_log import LOG_FILE
+
+RECIPE_FILE = "recipe.yaml"
+CHECKPOINTS = "checkpoints"
+_STEP = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """`finished`: nothing to do. Otherwise start from scratch, or from `checkpoint` when there is one."""
+
+    finished: bool = False
+    checkpoint: Path | None = None
+
+
+def plan_run(
+    run_dir: Path,
+    *,
+    stage: str,
+    recipe: object,
+    data: Mapping[str, str],
+    parents: Mapping[str, Mapping[str, Any]],
+    overwrite: bool,
+) -> RunPlan:
+    """Look at `run_dir` (created when absent) and decide.
+
+    Args:
+        recipe, data, parents: of the run to come: data name -> hash, parent name -> `parent_record`.
+        overwrite: remove the run that stands there (its own files only).
+
+    Raises:
+        UserError: the directory holds a run of another recipe, data or parent (says what differs), or a model of
+            unknown origin.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"{run_dir} is a file; a run directory is needed.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    there = read_stage(run_dir)
+    if there is not None and overwrite:
+        remove_run(run_dir)
+        there = None
+    if there is None:
+        if any(run_dir.glob("*.safetensors")):
+            raise UserError(f"{run_dir} holds a model but no run; choose a new directory, its files would be lost.")
+        return RunPlan()
+    before = {"stage": there["stage"], "data": there["data"], "parents": _hashes(there["parents"])}
+    now = {"stage": stage, "data": dict(data), "parents": _hashes(parents)}
+    before["recipe"], now["recipe"] = read_yaml(run_dir / RECIPE_FILE), plain(recipe)
+    if changes := differences(before, now):
+        listed = "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else "")
+        raise UserError(f"{run_dir} holds another run ({listed}): choose a new directory or use --overwrite.")
+    if there["status"] == "finished":
+        return RunPlan(finished=True)
+    return RunPlan(checkpoint=last_checkpoint(run_dir))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`["recipe.train.steps: 8 there, 16 now", ...]`"""
+    old, new = flatten(before), flatten(now)
+    absent = "nothing"
+    return [
+        f"{key}: {old.get(key, absent)} there, {new.get(key, absent)} now"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first (an unfinished one does not carry the name `step_N`)."""
+    found = []
+    for path in (run_dir / CHECKPOINTS).glob("step_*"):
+        if match := _STEP.fullmatch(path.name):
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    return next(reversed(checkpoints(run_dir)), None)
+
+
+def remove_run(run_dir: Path) -> None:
+    """Remove a run's own files; whatever else a user keeps in the directory stays."""
+    for name in (STAGE_FILE, RECIPE_FILE, LOG_FILE, PLOT_FILE):
+        (run_dir / name).unlink(missing_ok=True)
+    for file in run_dir.glob("*.safetensors*"):  # weights of the old run must not pass for those of the new one
+        file.unlink()
+    shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
+
+
+def _hashes(parents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What makes a parent the same one: its weights, or its name where they are not at hand."""
+    return {name: record["weights_sha256"] or record["path"] for name, record in parents.items()}

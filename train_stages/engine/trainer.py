@@ -1,0 +1,206 @@
+"""transformers' Trainer with learning rates per part, resume that restores weights, and our checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_model
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ...vision_towers.errors import UserError
+from ..train_config import TrainConfig
+from .parts import Part, frozen_modules, parameter_groups
+from .run_log import LogRow
+from .schedule import Clock, lr_lambda
+from .seeded_data import EpochSampler
+
+CLOCK_FILE = "clock.json"
+KEPT_CHECKPOINTS = 2
+
+
+class StageTrainer(Trainer):
+    """The engine's Trainer. `run_stage` builds it; a stage does not need it by hand."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        train: TrainConfig,
+        parts: Sequence[Part],
+        clock: Clock,
+        dataset: Any,
+        collate: Callable[[list], Any],
+        callbacks: Sequence[TrainerCallback],
+        on_row: Callable[[LogRow], None],
+    ) -> None:
+        self._train, self._parts, self._clock, self._on_row = train, parts, clock, on_row
+        self._frozen = frozen_modules(model, parts)
+        self._sampler: EpochSampler | None = None
+        self._metrics: dict[str, list[float | torch.Tensor]] = {}
+        self.lr_used: dict[str, float] = {}  # part -> learning rate of the step just taken
+        super().__init__(model, args, collate, dataset, callbacks=list(callbacks))  # pyright: ignore[reportArgumentType]
+        self.remove_callback(PrinterCallback)  # it prints every log to stdout
+
+    def bare_model(self) -> nn.Module:
+        """The model without what accelerate wraps around it."""
+        assert self.model is not None
+        return self.accelerator.unwrap_model(self.model)
+
+    # ---- data ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, Sized):
+            return None
+        self._sampler = EpochSampler(len(dataset), self._train.seed)
+        return self._sampler
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell sampler and dataset the epoch.
+
+        Trainer and accelerate tell them too, but not where a resumed run skips batches: accelerate then reaches the
+        sampler or the dataset, not both, and behind the shards of several processes neither.
+        """
+        for follower in (self._sampler, self.train_dataset):
+            if hasattr(follower, "set_epoch"):
+                follower.set_epoch(epoch)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(model or self.bare_model(), self._parts, self._train.weight_decay)
+            if self._train.optimizer == "sgd":
+                self.optimizer = torch.optim.SGD(groups, lr=0.0)
+            else:
+                fused = self.args.device.type in ("cpu", "cuda")
+                self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self._train.betas, fused=fused)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            inner = self.optimizer if optimizer is None else optimizer
+            inner = getattr(inner, "optimizer", inner)  # accelerate wraps it
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(inner, lr_lambda(self._train, self._clock))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def note_learning_rates(self) -> None:
+        """To be called between the optimizer's step and the scheduler's."""
+        assert self.optimizer is not None
+        self.lr_used = {group["part"]: float(group["lr"]) for group in self.optimizer.param_groups}
+
+    # ---- the step ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        for module in self._frozen:  # training_step has just put the whole model in train mode
+            module.eval()
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        metrics = outputs.get("metrics") if isinstance(outputs, Mapping) else getattr(outputs, "metrics", None)
+        for name, value in (metrics or {}).items():
+            self._metrics.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: Trainer's estimate walks all parameters at every step and knows nothing of towers."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" not in logs:  # Trainer's summary at the end
+            return
+        step = self.state.global_step
+        if not torch.isfinite(torch.tensor(logs["loss"])):
+            raise UserError(
+                f"The loss is {logs['loss']} at step {step}: lower the learning rate, raise train.warmup, or look for "
+                "broken samples."
+            )
+        samples = step * self._train.batch_size * self._train.grad_accum * max(1, self.args.world_size)
+        grad_norm = logs.get("grad_norm")
+        self._on_row(
+            LogRow(step, logs["loss"], self.lr_used, self._clock.elapsed, samples, grad_norm, self._take_metrics())
+        )
+
+    def _take_metrics(self) -> dict[str, float]:
+        """Means since the last call, over all processes."""
+        mine = {name: (sum(float(v) for v in values), len(values)) for name, values in self._metrics.items()}
+        self._metrics = {}
+        everyone: list[Any] = [mine]
+        if dist.is_initialized():
+            everyone = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, mine)  # names may differ: a batch without regions has no region metric
+        sums: dict[str, tuple[float, int]] = {}
+        for name, (total, count) in (item for one in everyone for item in one.items()):
+            before = sums.get(name, (0.0, 0))
+            sums[name] = before[0] + total, before[1] + count
+        return {name: total / count for name, (total, count) in sums.items()}
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's checkpoint, renamed to `step_N` once it is complete; the newest `KEPT_CHECKPOINTS` stay."""
+        super()._save_checkpoint(model, trial)
+        if dist.is_initialized():
+            dist.barrier()  # every process has written its random state
+        if self.args.should_save:
+            folder, step = Path(str(self.args.output_dir)), self.state.global_step
+            written, final = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder / f"step_{step}"
+            (written / CLOCK_FILE).write_text(json.dumps({"step": step, "elapsed": self._clock.elapsed}))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(written, final)
+            steps = sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+            for old in steps[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old, ignore_errors=True)
+        if dist.is_initialized():
+            dist.barrier()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Weights under their names in memory.
+
+        `save_pretrained` writes LLaVA's tensors under older names by default, and Trainer's resume loads a file by the
+        names in memory: it would restore nothing and go on with a warning.
+        """
+        if not self.args.should_save:
+            return
+        model, folder = self.bare_model(), Path(output_dir or str(self.args.output_dir))
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+        elif hasattr(model, "peft_config"):
+            super()._save(output_dir, state_dict)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(model, str(folder / "model.safetensors"))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A resume that leaves weights out is an error (tied tensors are stored once and miss their other names)."""
+        model = self.bare_model()
+        tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        tensors |= dict(model.named_buffers(remove_duplicate=False))
+        missing = set(load_result.missing_keys)
+        restored = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
+        lost = [name for name in missing if name not in tensors or tensors[name].data_ptr() not in restored]
+        wrong = sorted(lost) + sorted(load_result.unexpected_keys)
+        if wrong:
+            raise UserError(
+                f"The checkpoint does not fit the model ({len(lost)} tensors missing, "
+                f"{len(load_result.unexpected_keys)} unknown, first {wrong[0]}): delete the run's checkpoints folder "
+                "to start it again."
+            )
