@@ -15,6 +15,7 @@ from .vision_towers import UserError
 # How the training minutes are shared. The tower gets the most: what it does not see, nothing after it can say.
 SHARES = {"pretrain-lm": 0.2, "pretrain": 0.4, "align": 0.1, "instruct": 0.3}
 SCENES_PER_MINUTE = 400  # training scenes for each minute of training
+MIN_SCENES = 64
 EVAL_SCENES = 60
 EVAL_LIMIT = 120  # rows a task
 GALLERY = 12  # pictures in the report
@@ -53,7 +54,8 @@ def quickstart(out: str | Path, minutes: float = 4.0) -> dict[str, Any]:
     runs = folder / "runs"
 
     plan.begin("scenes to learn from")
-    train_records = write_scenes(folder / "scenes" / "train", max(64, round(SCENES_PER_MINUTE * minutes)), 0)
+    count = max(MIN_SCENES, round(SCENES_PER_MINUTE * minutes))
+    train_records = write_scenes(folder / "scenes" / "train", count, 0)
     plan.begin("scenes to be tested on")
     eval_records = write_scenes(folder / "scenes" / "eval", EVAL_SCENES, EVAL_SEED_START)
 

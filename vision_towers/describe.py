@@ -4,7 +4,7 @@ Keyed on `config.model_type` and nothing else: a name or a path never decides ho
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from transformers import PreTrainedConfig
@@ -27,7 +27,7 @@ class TowerSpec:
         image_size: pixels a side of the square the tower was made for.
         num_prefix_tokens: tokens before the patches in `hidden_states` (CLS and registers).
         default_feature_layer: `hidden_states` entry for the language model.
-        positions: "learned" (a table) or "rotary".
+        positions: "learned" (a table), "rotary" (in the attention) or "sinusoidal" (computed and added).
         any_resolution: takes any H x W multiple of the patch as it is.
         region_readout: "rice", "roi" or "none".
         image_mean, image_std: of the pixels in 0..1, RGB.
@@ -81,10 +81,11 @@ def describe_tower(config: PreTrainedConfig) -> TowerSpec:
     Raises:
         UserError: the `model_type` is not registered.
     """
-    describe = _REGISTRY.get(config.model_type)
+    model_type = type(config).model_type  # not the instance's: an old file puts its alias there (`mlcd`)
+    describe = _REGISTRY.get(model_type)
     if describe is None:
         known = ", ".join(sorted(_REGISTRY))
-        raise UserError(f"no tower of type {config.model_type!r} is registered (known: {known}); see register_tower.")
+        raise UserError(f"no tower of type {model_type!r} is registered (known: {known}); see register_tower.")
     return describe(config)
 
 
@@ -130,6 +131,12 @@ def side_of(size: int | list[int] | tuple[int, ...]) -> int:
     return size[0]
 
 
+def _describe_aimv2(config: PreTrainedConfig) -> TowerSpec:
+    """AIMv2 comes in two kinds: with a table of positions, and "native", which computes them for any size."""
+    spec = _native(prefix=0, layer=-1, positions="learned", mean=CLIP_MEAN, std=CLIP_STD)(config)
+    return replace(spec, positions="sinusoidal", any_resolution=True) if config.is_native else spec
+
+
 # The feature layer follows each family's use in LLaVA models: -2 where the last block's patch tokens get no loss of
 # their own (CLIP, MLCD: the loss sits on the pooled CLS), -1 where they do. SigLIP and AIMv2 have no CLS token.
 register_tower("clip_vision_model", _native(prefix=1, layer=-2, positions="learned", mean=CLIP_MEAN, std=CLIP_STD))
@@ -153,4 +160,4 @@ register_tower(
         any_resolution=True,
     ),
 )
-register_tower("aimv2_vision_model", _native(prefix=0, layer=-1, positions="learned", mean=CLIP_MEAN, std=CLIP_STD))
+register_tower("aimv2_vision_model", _describe_aimv2)

@@ -1,19 +1,23 @@
 """Open a tower by name or path, and read regions out of it in one line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, MLCDVisionConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .describe import describe_tower, registered_towers
 from .errors import UserError
+from .region_boxes import HALF_PRECISION
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionModel
 
 READOUTS = ("rice", "roi")
-OWN_TYPES = ("rice_vision_model", "roi_vision_model")
 
 
 def load_tower(
@@ -21,12 +25,12 @@ def load_tower(
 ) -> PreTrainedModel:
     """Open a vision tower and give it a region readout.
 
-    One of our towers is opened as it is. A native checkpoint is lifted by its type: `mlcd_vision_model` becomes a
-    `RiceVisionModel`, every other registered ViT a `RoiVisionModel`. A model with a vision part (CLIP, SigLIP) gives
-    that part.
+    A tower with a readout of its own (ours, or one added by `register_tower`) is opened as it is. A native checkpoint
+    is lifted by its type: `mlcd_vision_model` becomes a `RiceVisionModel`, every other registered ViT a
+    `RoiVisionModel`. A model with a vision part (CLIP, SigLIP) gives that part.
 
     Args:
-        name_or_path: hub id or folder.
+        name_or_path: hub id or folder. Only safetensors are read.
         readout: "rice" or "roi" to override the choice.
         dtype: of the weights; as saved when absent.
     Raises:
@@ -35,34 +39,85 @@ def load_tower(
     source = str(name_or_path)
     if readout is not None and readout not in READOUTS:
         raise UserError(f"readout must be one of {', '.join(READOUTS)}, got {readout!r}.")
+    with _quietly(keep_bars=not Path(source).is_dir()):
+        vision = _vision_config(source)
+        spec = describe_tower(vision)  # says in one sentence when the type is unknown
+        if spec.region_readout != "none":
+            if readout not in (None, spec.region_readout):
+                raise UserError(
+                    f"{source!r} is a {vision.model_type}, read by {spec.region_readout!r}; to read it by {readout!r} "
+                    "save its to_native() model and open that."
+                )
+            return _load(AutoModel, source, vision, dtype)
+        if isinstance(vision, MLCDVisionConfig) and readout != "roi":
+            return _load(RiceVisionModel, source, RiceVisionConfig.from_native(vision), dtype)
+        if readout == "rice":
+            raise UserError(f"readout 'rice' needs an mlcd_vision_model, and {source!r} is a {vision.model_type}.")
+        return RoiVisionModel.from_native(_load(AutoModel, source, vision, dtype))
+
+
+def _vision_config(source: str) -> PreTrainedConfig:
+    """The configuration of the tower at `source`, or of the vision part of the model there."""
     try:
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tower can be opened at {source!r}: {str(error).splitlines()[0]}") from error
-    vision = config if config.model_type in (*OWN_TYPES, *registered_towers()) else config.get_vision_config()
-    describe_tower(vision)  # says in one sentence when the type is unknown
-
-    if vision.model_type in OWN_TYPES:
-        model_class = {"rice_vision_model": RiceVisionModel, "roi_vision_model": RoiVisionModel}[vision.model_type]
-        if readout not in (None, describe_tower(vision).region_readout):
-            raise UserError(f"{source!r} is a {vision.model_type}; open its native tower to read it by {readout!r}.")
-        return _load(model_class, source, vision, dtype)
-    if vision.model_type == "mlcd_vision_model" and readout != "roi":
-        return _load(RiceVisionModel, source, RiceVisionConfig.from_native(vision), dtype)
-    if readout == "rice":
-        raise UserError(f"readout 'rice' needs an mlcd_vision_model, and {source!r} is a {vision.model_type}.")
-    return RoiVisionModel.from_native(_load(AutoModel, source, vision, dtype))
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"no tower can be opened at {source!r}: {_sentence(error)}") from error
+    if type(config).model_type in registered_towers():
+        return config
+    part = getattr(config, "vision_config", None)
+    return part if isinstance(part, PreTrainedConfig) else config
 
 
 def _load(model_class, source: str, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
-    model, info = model_class.from_pretrained(
-        source, config=config, dtype="auto" if dtype is None else dtype, output_loading_info=True
-    )
+    try:
+        model, info = model_class.from_pretrained(
+            source,
+            config=config,
+            dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below, in one sentence instead of a table
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"the weights at {source!r} cannot be opened: {_sentence(error)}") from error
     # transformers only warns and goes on with random tensors; a tower with a random part is worse than no tower.
-    if info["missing_keys"] or info["mismatched_keys"]:
-        absent = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    absent = sorted(info["missing_keys"])
+    if absent:
         raise UserError(f"{source!r} lacks {len(absent)} tensors of a {config.model_type}, e.g. {absent[0]}.")
+    wrong = sorted(info["mismatched_keys"])
+    if wrong:
+        key, saved, wanted = wrong[0]
+        raise UserError(
+            f"{source!r} does not fit its config: {len(wrong)} tensors have another shape, e.g. {key} is "
+            f"{tuple(saved)} and should be {tuple(wanted)}."
+        )
     return model.eval()
+
+
+def _sentence(error: Exception) -> str:
+    """The message of a library's exception on one line, ended with a full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2] if isinstance(error, StrictDataclassError) else lines[:1])
+    return text if text.endswith(".") else text + "."
+
+
+@contextmanager
+def _quietly(keep_bars: bool) -> Iterator[None]:
+    """Hold back transformers' report of a load (a bar, a table of keys): what matters in it is raised as an error.
+
+    Args:
+        keep_bars: leave progress bars on; a download may take minutes.
+    """
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not keep_bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def encode_regions(
@@ -76,6 +131,8 @@ def encode_regions(
         boxes: B tensors `(R_i, 4)`, xyxy in pixels of that `(H, W)` frame.
     Returns:
         B tensors `(R_i, region_dim)`, not normalised.
+    Raises:
+        UserError: boxes of the wrong shape or in half precision.
     """
     padded, counts = pad_boxes(boxes)
     output = tower(pixel_values, boxes=padded.to(pixel_values.device), region_counts=counts.to(pixel_values.device))
@@ -83,10 +140,20 @@ def encode_regions(
 
 
 def pad_boxes(boxes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack B tensors `(R_i, 4)` into `(B, R_max, 4)` float32, zero padded, and `region_counts (B,)`."""
-    counts = torch.tensor([len(rows) for rows in boxes], dtype=torch.long)
-    padded = torch.zeros(len(boxes), int(counts.max()) if len(boxes) else 0, 4)
-    for row, rows in enumerate(boxes):
-        if len(rows):
-            padded[row, : len(rows)] = torch.as_tensor(rows, dtype=torch.float32)
+    """Stack B tensors `(R_i, 4)` into `(B, R_max, 4)` float32, zero padded, and `region_counts (B,)`.
+
+    Raises:
+        UserError: an image's boxes are not `(R_i, 4)`, or in half precision.
+    """
+    rows = [torch.as_tensor(given) for given in boxes]
+    for index, given in enumerate(rows):
+        if given.dtype in HALF_PRECISION:
+            raise UserError(f"boxes of image {index} are {given.dtype}, which moves their edges; keep them float32.")
+        if given.numel() and (given.ndim != 2 or given.shape[1] != 4):
+            raise UserError(f"boxes of image {index} must be (R, 4) xyxy in pixels, got {tuple(given.shape)}.")
+    counts = torch.tensor([len(given) for given in rows], dtype=torch.long)
+    padded = torch.zeros(len(rows), int(counts.max()) if rows else 0, 4)
+    for index, given in enumerate(rows):
+        if len(given):
+            padded[index, : len(given)] = given
     return padded, counts

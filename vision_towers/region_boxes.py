@@ -5,6 +5,7 @@ import torch
 from .errors import UserError
 
 MASK_RULES = ("centre", "overlap")
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def check_boxes(boxes: torch.Tensor, region_counts: torch.Tensor | None, batch_size: int) -> torch.Tensor:
@@ -14,15 +15,31 @@ def check_boxes(boxes: torch.Tensor, region_counts: torch.Tensor | None, batch_s
         UserError: boxes of the wrong shape or in half precision. Half precision moves box edges by whole pixels at
             560 px, so it is refused rather than silently accepted.
     """
+    if not isinstance(boxes, torch.Tensor):
+        raise UserError(f"boxes must be one padded tensor (B, R, 4), got {type(boxes).__name__}; see pad_boxes.")
     if boxes.ndim != 3 or boxes.shape[-1] != 4 or boxes.shape[0] != batch_size:
         raise UserError(f"boxes must be (B={batch_size}, R, 4) xyxy in input pixels, got {tuple(boxes.shape)}.")
     if boxes.dtype not in (torch.float32, torch.float64):
-        raise UserError(f"boxes must stay float32 (got {boxes.dtype}): half precision moves their edges; cast nothing.")
+        raise UserError(f"boxes must be float32, got {boxes.dtype}; half precision moves their edges.")
     if region_counts is None:
         return torch.full((batch_size,), boxes.shape[1], device=boxes.device)
     if region_counts.shape != (batch_size,):
         raise UserError(f"region_counts must be (B={batch_size},), got {tuple(region_counts.shape)}.")
     return region_counts.to(boxes.device)
+
+
+def patch_grid(pixel_values: torch.Tensor, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches of a batch `(B, 3, H, W)`.
+
+    Raises:
+        UserError: not a batch of images, or images smaller than a patch.
+    """
+    if pixel_values.ndim != 4 or min(pixel_values.shape[-2:]) < patch_size:
+        raise UserError(
+            f"pixel_values must be (B, 3, H, W) with sides of at least a patch ({patch_size} px), "
+            f"got {tuple(pixel_values.shape)}."
+        )
+    return pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
 
 
 def valid_rows(region_counts: torch.Tensor, rows: int) -> torch.Tensor:

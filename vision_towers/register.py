@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImageProcessor, CLIPImageProcessorPil
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 
@@ -36,8 +36,11 @@ def register_all() -> None:
     for config, model in ((RiceVisionConfig, RiceVisionModel), (RoiVisionConfig, RoiVisionModel)):
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)
-        AutoImageProcessor.register(config, slow_image_processor_class=CLIPImageProcessor)
+        AutoImageProcessor.register(
+            config, image_processor_classes={"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
+        )
     # Older MLCD files carry `vision_model.` before every key. Alone that loads through base_model_prefix; inside a
-    # LLaVA it needs a map, and transformers 5.23 registers none under the class it uses.
-    for name in ("MLCDVisionModel", "RiceVisionModel"):
+    # LLaVA it needs a map, and transformers 5.23 registers none under the class it uses. Nor does it have one that
+    # takes the vision part out of a whole AIMv2, as it has for CLIP and SigLIP.
+    for name in ("MLCDVisionModel", "RiceVisionModel", "Aimv2VisionModel"):
         register_checkpoint_conversion_mapping(name, [PrefixChange(prefix_to_remove="vision_model")], overwrite=True)

@@ -36,7 +36,8 @@ class RiceVisionConfig(MLCDVisionConfig):
     def from_native(cls, config: MLCDVisionConfig, **region_fields) -> "RiceVisionConfig":
         """Lift an MLCD configuration; `region_fields` are `num_region_layers` and `region_mask_rule`."""
         fields = config.to_dict()
-        fields.pop("model_type", None)
+        for name in ("model_type", "architectures"):
+            fields.pop(name, None)
         return cls(**fields, **region_fields)
 
     def to_native(self) -> MLCDVisionConfig:

@@ -10,7 +10,6 @@ There is no extra parameter, and a box over the whole image gives `pooler_output
 query comes from, whether it passes through MLPs, or which rotary angle it has; this completion is ours.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +26,13 @@ from transformers.models.mlcd.modeling_mlcd import (
     eager_attention_forward,
 )
 
+from .describe import side_of
 from .errors import UserError
 from .outputs import TowerFeatures, TowerOutput
-from .region_boxes import check_boxes, patches_in_boxes, valid_rows
+from .region_boxes import check_boxes, patch_grid, patches_in_boxes, valid_rows
 from .rice_config import RiceVisionConfig
 
-Angles = Sequence[torch.Tensor]  # (cos, sin), each (1 + patches, head_dim); row 0 is the class token's
+Angles = tuple[torch.Tensor, torch.Tensor]  # (cos, sin), each (1 + patches, head_dim); row 0 is the class token's
 
 
 @dataclass
@@ -147,7 +147,7 @@ class RiceVisionModel(MLCDVisionModel):
     _no_split_modules = ["MLCDEncoderLayer", "RiceRegionLayer"]  # noqa: RUF012 - transformers' own declaration style
 
     def __init__(self, config: RiceVisionConfig):
-        # Skips MLCDVisionModel.__init__, which would build an encoder only to have it thrown away; same parts, same names.
+        # Skips MLCDVisionModel.__init__, which would build an encoder only to throw it away; same parts, same names.
         super(MLCDVisionModel, self).__init__(config)
         self.embeddings = MLCDVisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -190,12 +190,13 @@ class RiceVisionModel(MLCDVisionModel):
         if pixel_values is None:
             raise UserError("give pixel_values, or the features of an earlier call.")
 
+        grid = patch_grid(pixel_values, side_of(self.config.patch_size))
         counts = check_boxes(boxes, region_counts, pixel_values.shape[0])
-        patch = self.config.patch_size
-        grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         stream = RegionStream(self._region_mask(boxes, grid))
-        return_dict = kwargs.pop("return_dict", None)
-        native = super().forward(pixel_values, region_stream=stream, return_dict=True, **kwargs)
+        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        kwargs |= {"region_stream": stream, "return_dict": True}
+        native = super().forward(pixel_values, **kwargs)
+        assert not isinstance(native, tuple)  # return_dict was set
         output = TowerOutput(**native, region_embeds=self._read_out(stream.states, counts, boxes.shape[1]))
         return output.to_tuple() if return_dict is False else output
 
@@ -217,7 +218,7 @@ class RiceVisionModel(MLCDVisionModel):
     def _region_mask(self, boxes: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
         if boxes.shape[1] == 0:  # attention kernels reject empty query axes: one dummy row, sliced off at the end
             boxes = boxes.new_zeros(boxes.shape[0], 1, 4)
-        inside = patches_in_boxes(boxes, grid_hw, self.config.patch_size, self.config.region_mask_rule)
+        inside = patches_in_boxes(boxes, grid_hw, side_of(self.config.patch_size), self.config.region_mask_rule)
         itself = torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device).expand(boxes.shape[0], -1, -1)
         visible = torch.cat([inside, itself], dim=-1)[:, None]
         lowest = torch.finfo(self.dtype).min
@@ -232,15 +233,18 @@ class RiceVisionModel(MLCDVisionModel):
         """Rotary (cos, sin) of the class token and of every patch, in the order of the tokens."""
         rows, columns = grid_hw
         grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
-        cos, sin = self.vision_rotary_embedding(grid, grid.view(-1, 2))
+        cos, sin = self.vision_rotary_embedding(grid, grid)
         class_angle = torch.cat([self.class_pos_emb, self.class_pos_emb], dim=-1)
-        return [torch.cat([class_angle.cos(), cos]), torch.cat([class_angle.sin(), sin])]
+        return torch.cat([class_angle.cos(), cos]), torch.cat([class_angle.sin(), sin])
 
     def to_native(self) -> MLCDVisionModel:
         """The same weights as a plain `MLCDVisionModel` (shares storage with this model)."""
-        native = MLCDVisionModel._from_config(self.config.to_native(), dtype=self.dtype)
+        with torch.device(self.device):
+            native = MLCDVisionModel._from_config(
+                self.config.to_native(), dtype=self.dtype, attn_implementation=self.config._attn_implementation
+            )
         native.load_state_dict(self.state_dict(), assign=True)
-        return native.to(self.device).train(self.training)
+        return native.train(self.training)
 
 
 def _query_or_cls(stream: RegionStream, hidden: torch.Tensor) -> torch.Tensor:

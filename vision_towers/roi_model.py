@@ -4,6 +4,8 @@ The image stream is the native tower's, except that register tokens are left out
 registers would reach the language model as if they were patches.
 """
 
+from typing import Any
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torchvision.ops import roi_align
@@ -13,7 +15,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .describe import describe_tower, side_of
 from .errors import UserError
 from .outputs import TowerFeatures, TowerOutput
-from .region_boxes import check_boxes, valid_rows
+from .region_boxes import check_boxes, patch_grid, valid_rows
 
 
 @strict
@@ -36,16 +38,24 @@ class RoiVisionConfig(PreTrainedConfig):
     region_layer: int = -1
     roi_size: int = 7
     # Copies of the tower's own numbers: LLaVA reads them off `vision_config`.
-    hidden_size: int | None = None
-    image_size: int | None = None
-    patch_size: int | None = None
-    num_hidden_layers: int | None = None
+    hidden_size: int = 0
+    image_size: int = 0
+    patch_size: int = 0
+    num_hidden_layers: int = 0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         tower = self.tower_config
+        assert isinstance(tower, PreTrainedConfig)  # the line above made it one
         self.hidden_size, self.num_hidden_layers = tower.hidden_size, tower.num_hidden_layers
         self.image_size, self.patch_size = side_of(tower.image_size), side_of(tower.patch_size)
+        if not -tower.num_hidden_layers - 1 <= self.region_layer <= tower.num_hidden_layers:
+            raise UserError(
+                f"region_layer must be an index of the {tower.num_hidden_layers + 1} hidden states, "
+                f"got {self.region_layer}."
+            )
+        if self.roi_size < 1:
+            raise UserError(f"roi_size must be at least 1, got {self.roi_size}.")
 
 
 class RoiVisionModel(PreTrainedModel):
@@ -54,23 +64,29 @@ class RoiVisionModel(PreTrainedModel):
     config: RoiVisionConfig
     config_class = RoiVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     base_model_prefix = "roi"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: RoiVisionConfig, tower: PreTrainedModel | None = None):
+    def __init__(self, config: RoiVisionConfig):
         super().__init__(config)
-        self.tower = AutoModel.from_config(config.tower_config) if tower is None else tower
+        assert isinstance(config.tower_config, PreTrainedConfig)
         self.spec = describe_tower(config.tower_config)
+        self.tower = AutoModel.from_config(config.tower_config)
         self.post_init()
 
     @classmethod
     def from_native(cls, tower: PreTrainedModel, **region_fields) -> "RoiVisionModel":
         """Wrap a loaded native tower; `region_fields` are `region_layer` and `roi_size`."""
-        model = cls(RoiVisionConfig(tower_config=tower.config, **region_fields), tower)
+        attention = tower.config._attn_implementation
+        config = RoiVisionConfig(tower_config=tower.config, **region_fields)
+        config._attn_implementation = attention  # a new configuration has just set that of its parts to None
+        with torch.device("meta"):  # a frame without memory, whose initialisation cannot touch the given weights
+            model = cls(config)
+        model.tower = tower
         return model.train(tower.training)
 
     def to_native(self) -> PreTrainedModel:
@@ -112,29 +128,29 @@ class RoiVisionModel(PreTrainedModel):
         if pixel_values is None:
             raise UserError("give pixel_values, or the features of an earlier call.")
 
-        return_dict = kwargs.pop("return_dict", None)
-        asked = kwargs.pop("output_hidden_states", None)
+        grid = patch_grid(pixel_values, self.spec.patch_size)
+        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        asked = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
         needed = asked if boxes is None else _with_layer(asked, layer)
         native = self.tower(pixel_values, output_hidden_states=needed, return_dict=True, **kwargs)
         states = native.get("hidden_states")
         output = TowerOutput(
             last_hidden_state=self._trim(native.last_hidden_state),
             pooler_output=native.get("pooler_output"),
-            hidden_states=None if states is None else tuple(None if s is None else self._trim(s) for s in states),
+            hidden_states=None if states is None else tuple(map(self._trim, states)),
             attentions=native.get("attentions"),
         )
         if boxes is not None:
-            grid = self.spec.grid(*pixel_values.shape[-2:])
             assert output.hidden_states is not None
             output.region_embeds = self._align(output.hidden_states[layer], grid, boxes, region_counts)
             if not asked:
                 output.hidden_states = None
         return output.to_tuple() if return_dict is False else output
 
-    def _trim(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Drop the registers: tokens 1 .. prefix-1."""
+    def _trim(self, tokens: Any) -> Any:
+        """Drop the registers: tokens 1 .. prefix-1. A hidden state nobody asked for is None and stays it."""
         prefix = self.spec.num_prefix_tokens
-        return tokens if prefix <= 1 else torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
+        return tokens if tokens is None or prefix <= 1 else torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
 
     def _align(self, tokens: torch.Tensor, grid_hw: tuple[int, int], boxes: torch.Tensor, region_counts):
         counts = check_boxes(boxes, region_counts, tokens.shape[0])
@@ -143,11 +159,14 @@ class RoiVisionModel(PreTrainedModel):
         feature_map = patches.transpose(1, 2).unflatten(2, (rows, columns)).float()
         batch, regions = boxes.shape[:2]
         index = torch.arange(batch, device=boxes.device, dtype=torch.float32).repeat_interleave(regions)
-        rois = torch.cat([index[:, None], boxes.reshape(-1, 4).float()], dim=1)
+        corners = boxes.reshape(-1, 4).float()
+        # RoIAlign takes no sample at all in a box without area and would answer zero: a sliver reads the point instead.
+        far = torch.maximum(corners[:, 2:], corners[:, :2] + 1e-3)
+        rois = torch.cat([index[:, None], corners[:, :2], far], dim=1)
         size = self.config.roi_size
         # aligned=True shifts by half a pixel: the convention of continuous edges that our boxes have.
         pooled = roi_align(feature_map, rois, (size, size), spatial_scale=1 / self.spec.patch_size, aligned=True)
-        embeds = pooled.mean((2, 3)).view(batch, regions, -1).to(tokens.dtype)
+        embeds = pooled.mean((2, 3)).view(batch, regions, pooled.shape[1]).to(tokens.dtype)
         return embeds * valid_rows(counts, regions)[..., None].to(embeds.dtype)
 
 
