@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..vision_towers import RiceVisionConfig, RiceVisionModel, describe_tower, load_tower
+from ..vision_towers import RiceVisionConfig, RiceVisionModel, describe_tower, load_tower, tower_image_processor
 from ..vision_towers.errors import UserError
 from .augment import AugmentConfig
 from .clip_objective import ClipConfig, ClipObjective
@@ -226,7 +226,7 @@ def _rice_task(
     objective = RiceObjective(tower, len(classes), len(texts) if texts else 0, recipe.model.rice)
 
     def save(folder: Path) -> None:
-        objective.tower.save_pretrained(folder)
+        _save_tower(objective.tower, folder)
         centres = {"object": objective.object_centres, "ocr": objective.ocr_centres}
         held = {name: table.detach().cpu().contiguous() for name, table in centres.items() if table is not None}
         save_file(held, folder / CENTRES_FILE)
@@ -253,7 +253,7 @@ def _clip_task(
     objective = ClipObjective(tower, len(tokenizer), dataset.end_id, recipe.model.clip)
 
     def save(folder: Path) -> None:
-        objective.tower.save_pretrained(folder)
+        _save_tower(objective.tower, folder)
         objective.text_tower.save_pretrained(folder / TEXT_TOWER_FOLDER)
         tokenizer.save_pretrained(folder / TEXT_TOWER_FOLDER)
         heads = {
@@ -264,6 +264,11 @@ def _clip_task(
         save_file({name: value.detach().cpu() for name, value in heads.items()}, folder / CLIP_HEADS_FILE)
 
     return _Task(objective, dataset, dataset.collate, save, f"{len(dataset)} of {len(cache)} images have captions")
+
+
+def _save_tower(tower: PreTrainedModel, folder: Path) -> None:
+    tower.save_pretrained(folder)
+    tower_image_processor(tower.config).save_pretrained(folder)
 
 
 def _bad_records(records: RecordSet, cache: PixelCache) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, TrainerCallback
+from transformers import AutoImageProcessor, CLIPTextModel, TrainerCallback
 
 from regiontower.train_stages.pretrain import PretrainRecipe, pretrain
 from regiontower.train_stages.recipe import load_recipe
@@ -73,6 +73,8 @@ def test_the_run_directory_opens_as_a_tower(rice_run):
     assert isinstance(tower, RiceVisionModel)
     assert describe_tower(tower.config).region_readout == "rice"
     assert tower.config.num_region_layers == 2
+    size = AutoImageProcessor.from_pretrained(rice_run.run_dir).size
+    assert (size["height"], size["width"]) == (56, 56)
 
 
 def test_centres_and_class_names_lie_beside_the_tower(rice_run, data):
