@@ -7,6 +7,7 @@ The rows are spread evenly over all that were asked: neither the first ones nor 
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from regiontower.eval.report import MODEL_COLOR, TRUE_COLOR
 from regiontower.train_stages.images import open_image
@@ -33,7 +35,7 @@ def main() -> None:
     chosen = [rows[index * len(rows) // count] for index in range(count)]
     height = -(-count // arguments.columns)
     figure, axes = plt.subplots(
-        height, arguments.columns, figsize=(3.2 * arguments.columns, 3.4 * height), squeeze=False
+        height, arguments.columns, figsize=(3.2 * arguments.columns, 3.7 * height), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.set_axis_off()
@@ -43,11 +45,13 @@ def main() -> None:
             if box is not None:
                 x1, y1, x2, y2 = box
                 axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=2.5))
-        axis.set_title(f"{row['question']}\nIoU {row['iou']:.2f}", fontsize=9)
+        question = textwrap.fill(row["question"], 36)
+        axis.set_title(f"{question}\nIoU {row['iou']:.2f}", fontsize=9)
     figure.suptitle("green: the true box, pink: the model's answer", fontsize=10)
-    figure.tight_layout()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=110)
+    figure.savefig(arguments.out, dpi=80)
+    # Photographs as palette PNG: a third of the size, and nobody sees it at this scale.
+    Image.open(arguments.out).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(arguments.out)
     print(json.dumps({"out": str(arguments.out), "pictures": count}))
 
 

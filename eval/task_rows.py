@@ -38,8 +38,12 @@ class TaskRow:
 
 
 def task_names(tasks: Sequence[str] | None) -> list[str]:
-    """The asked tasks without repeats; all of ours for None. A UserError on an unknown name lists the known ones."""
-    names = list(dict.fromkeys(tasks if tasks is not None else TASKS))
+    """The asked tasks without repeats; all of ours for None. "grounding" is short for "regiontower_grounding".
+
+    A UserError on an unknown name lists the known ones.
+    """
+    full = {kind: name for name, kind in TASKS.items()}
+    names = list(dict.fromkeys(full.get(name, name) for name in tasks) if tasks is not None else TASKS)
     for name in names:
         if name not in TASKS:
             raise UserError(f"there is no task {name!r}; choose from {', '.join(TASKS)}")

@@ -107,6 +107,13 @@ def test_batched_generation_equals_one_by_one(tiny_mllm, batch, beams, use_cache
         assert len(set(alone.tolist())) > 1 or len(alone) == 1  # an answer, not one token repeated
 
 
+def test_cache_on_and_off_give_the_same_ids(tiny_mllm, batch):
+    model, _ = tiny_mllm
+    inputs = model_inputs(model, batch[1])
+    kept, again = (model.generate(**inputs, max_new_tokens=8, use_cache=use_cache) for use_cache in (True, False))
+    assert torch.equal(kept, again)
+
+
 def test_chunked_prefill_equals_whole_prefill(tiny_mllm, noise_image):
     model, processor = tiny_mllm
     inputs = model_inputs(model, processor([noise_image()], [user_prompt(processor, TEXTS[2])], boxes=[BOXES[2]]))

@@ -82,6 +82,18 @@ def test_chat_answers_and_draws(run, tiny_mllm_dir, picture, tmp_path):
     assert drawn.size == (120, 90) and drawn.getpixel((10, 30)) == (255, 0, 0)
 
 
+def test_eval_ends_with_the_figures_of_each_task(run, tiny_mllm_dir, tmp_path):
+    pytest.importorskip("lmms_eval", reason="evaluation needs lmms-eval (pip install 'regiontower[eval]')")
+    run("scenes", tmp_path / "scenes", "--count", 2, "--seed", 1_000_000, "--preset", "easy")
+    data = ("--data", tmp_path / "scenes" / "records.jsonl", "--limit", 2)
+    for tasks, expected in ((), {"grounding", "referring", "reading"}), (("--tasks", "grounding"), {"grounding"}):
+        status, output, errors = run("eval", tiny_mllm_dir, *data, "--out", tmp_path / "out", *tasks, "--json")
+        assert status == 0, errors
+        figures = json.loads(output.strip().splitlines()[-1])["tasks"]
+        assert set(figures) == {f"regiontower_{name}" for name in expected}
+        assert {"n", "acc50", "miou", "parse_rate", "ci95"} <= set(figures["regiontower_grounding"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
