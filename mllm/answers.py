@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -93,7 +94,8 @@ def _answer_batch(model, processor, batch: Sequence[Question], max_new_tokens: i
 def user_prompt(processor: RegionLlavaProcessor, text: str) -> str:
     """One user turn about a picture, in the model's own chat template, open for the answer."""
     content = [{"type": "image"}, {"type": "text", "text": text}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    messages: list[Any] = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
 def model_inputs(model, inputs) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Put a tower and a language model together into a RegionLlava with fresh projectors."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,7 +39,8 @@ def build_mllm(
     tokenizer.add_special_tokens(
         {"extra_special_tokens": [t for t in (IMAGE_TOKEN, REGION_TOKEN) if t not in tokenizer.get_vocab()]},
     )
-    if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+    embeddings: Any = language_model.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
         language_model.resize_token_embeddings(len(tokenizer))
     spec = describe_tower(tower.config)
     config = RegionLlavaConfig(
@@ -72,9 +73,9 @@ def build_mllm(
         model = RegionLlavaForConditionalGeneration(config)
     inner = model.model
     inner.vision_tower, inner.language_model = tower, language_model.get_decoder()
-    model.lm_head = language_model.get_output_embeddings()
+    model.lm_head = language_model.get_output_embeddings()  # pyright: ignore[reportAttributeAccessIssue]
     for part in (inner.multi_modal_projector, inner.region_projector):
-        _materialise(part, language_model.dtype, language_model.device, config.text_config.initializer_range)
+        _materialise(part, language_model.dtype, language_model.device, config.text.initializer_range)
     # The model's tying points at modules that have just been replaced.
     model.tie_weights()
     model.generation_config = generation_config(language_model, (model.config.image_token_id, config.region_token_id))

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..vision_towers import TowerFeatures, UserError, describe_tower
 from .answers import Answer, decode_answer, text_ids
 from .boxes import Boxes
-from .modeling import RegionLlavaForConditionalGeneration
+from .modeling import RegionLlavaForConditionalGeneration, encoded_rows
 from .processing import BoxesLike, RegionLlavaProcessor
 
 
@@ -100,13 +100,14 @@ class ChatSession:
         layer = config.vision_feature_layer
         layers = {*([layer] if isinstance(layer, int) else layer), *inner.vision_tower.region_feature_layers}
         encoded = inner.get_image_features(pixels, output_hidden_states=sorted(layers), return_dict=True)
-        self._image_rows = encoded.pooler_output
-        patch = describe_tower(config.vision_config).patch_size
+        assert encoded.pooler_output is not None
+        self._image_rows = list(encoded.pooler_output)
+        patch = describe_tower(config.vision).patch_size
         self._features = TowerFeatures.from_output(encoded, (picture.height, picture.width), patch)
 
     def _empty_prefix(self) -> _Prefix:
         ids = torch.zeros(1, 0, dtype=torch.long, device=self.model.device)
-        return _Prefix("", ids, DynamicCache(config=self.model.config.text_config))
+        return _Prefix("", ids, DynamicCache(config=self.model.config.text))
 
     def _tokenise(self, text: str, regions: Boxes, fresh: bool) -> torch.Tensor:
         """Ids of what is new in the conversation; only its beginning has the picture's placeholder."""
@@ -121,11 +122,11 @@ class ChatSession:
     def _encoded(self, regions: Boxes, with_image: bool) -> dict[str, BaseModelOutputWithPooling]:
         encoded = {}
         if with_image:
-            encoded["image"] = BaseModelOutputWithPooling(pooler_output=list(self._image_rows))
+            encoded["image"] = encoded_rows(self._image_rows)
         if len(regions) and self.processor.embeds_regions:
             boxes = self.processor.to_input(regions, self.frame)[None].to(self.model.device)
             rows = self.model.model.encode_more_regions(self._features, boxes)
-            encoded["region"] = BaseModelOutputWithPooling(pooler_output=[rows])
+            encoded["region"] = encoded_rows([rows])
         return encoded
 
     def _generate(self, ids: torch.Tensor, encoded: dict, answer_ids: list[int]) -> Iterator[str]:
@@ -136,7 +137,7 @@ class ChatSession:
         def run() -> None:
             try:
                 with torch.inference_mode():
-                    result["output"] = self.model.generate(
+                    result["output"] = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue] - typed for other classes
                         input_ids=ids,
                         attention_mask=torch.ones_like(ids),
                         past_key_values=cache,

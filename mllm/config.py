@@ -3,7 +3,7 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import LlavaConfig
+from transformers import LlavaConfig, PreTrainedConfig
 
 from ..vision_towers import UserError, describe_tower
 
@@ -37,6 +37,18 @@ class RegionLlavaConfig(LlavaConfig):
             raise UserError(f"image and region token share id {self.image_token_index}; give each its own.")
 
     @property
+    def vision(self) -> PreTrainedConfig:
+        """The tower's configuration (`vision_config`, which is declared more loosely)."""
+        assert isinstance(self.vision_config, PreTrainedConfig)
+        return self.vision_config
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        """The language model's configuration (`text_config`)."""
+        assert isinstance(self.text_config, PreTrainedConfig)
+        return self.text_config
+
+    @property
     def merge_size(self) -> int:
         """Patches a side that become one image token."""
         return 2 if self.projector == "merge2x2_mlp" else 1
@@ -48,9 +60,9 @@ class RegionLlavaConfig(LlavaConfig):
         Raises:
             UserError: the tower has no region readout.
         """
-        spec = describe_tower(self.vision_config)
+        spec = describe_tower(self.vision)
         if not spec.region_dim:
-            kind = self.vision_config.model_type
+            kind = self.vision.model_type
             raise UserError(f"a {kind} has no region readout; open it with load_tower, which adds one.")
         return spec.region_dim
 

@@ -1,6 +1,7 @@
 """Open a trained model, wherever its weights lie, on the device and in the precision asked for."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoProcessor
@@ -34,9 +35,10 @@ def load_mllm(
         raise UserError(f"{source!r} is a {config.model_type}; this needs a region_llava, as align and instruct write.")
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}.")
-    model, info = RegionLlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = RegionLlavaForConditionalGeneration.from_pretrained(
         source, config=config, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True
     )
+    model, info = loaded
     check_loaded(source, info)
     processor = AutoProcessor.from_pretrained(source)
     return model.to(torch.device(resolve_device(device))).eval(), processor

@@ -63,9 +63,10 @@ class RegionLlavaModel(LlavaModel):
         selected = torch.cat([output.hidden_states[layer] for layer in layers], dim=-1)
         if vision_feature_select_strategy == "default":
             selected = selected[:, 1:]
+        input_hw = (pixel_values.shape[-2], pixel_values.shape[-1])
         features = TowerOutput(
             last_hidden_state=output.last_hidden_state,
-            pooler_output=list(self.project_image(selected, pixel_values.shape[-2:])),
+            pooler_output=list(self.project_image(selected, input_hw)),  # pyright: ignore[reportArgumentType]
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
@@ -77,7 +78,7 @@ class RegionLlavaModel(LlavaModel):
         """Patch tokens `(B, patches, D)` of inputs of `input_hw` pixels to `(B, image tokens, text width)`."""
         if isinstance(self.multi_modal_projector, LlavaMultiModalProjector):
             return self.multi_modal_projector(tokens)
-        return self.multi_modal_projector(tokens, describe_tower(self.config.vision_config).grid(*input_hw))
+        return self.multi_modal_projector(tokens, describe_tower(self.config.vision).grid(*input_hw))
 
     def project_regions(self, region_embeds: torch.Tensor, region_counts: torch.Tensor | None) -> torch.Tensor:
         """Padded tower rows `(B, R_max, region_dim)` to flat projected rows `(sum of counts, text width)`."""
@@ -131,6 +132,7 @@ class RegionLlavaModel(LlavaModel):
             raise UserError("boxes need the pixel_values they lie on.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        assert inputs_embeds is not None
 
         encoded = dict(mm_encoder_outputs or {})
         idle: torch.Tensor | float = 0.0
@@ -148,16 +150,16 @@ class RegionLlavaModel(LlavaModel):
                 return_dict=True,
             )
             encoded["image"] = image
-            if dummy_region:
+            if image.region_embeds is not None and dummy_region:
                 idle = image.region_embeds.sum() * 0.0
             elif image.region_embeds is not None:
-                encoded["region"] = BaseModelOutputWithPooling(pooler_output=[image.region_embeds])
+                encoded["region"] = encoded_rows([image.region_embeds])
         elif self.training and not encoded:
             idle = self._idle_image(inputs_embeds)
 
-        rows = encoded["region"].pooler_output if "region" in encoded else []
-        inputs_embeds = self._fill(input_ids, inputs_embeds, self.config.region_token_id, rows, "region")
-        image_rows = encoded["image"].pooler_output if encoded.get("image") is not None else []
+        region_rows: Any = encoded["region"].pooler_output if encoded.get("region") is not None else []
+        inputs_embeds = self._fill(input_ids, inputs_embeds, self.config.region_token_id, region_rows, "region")
+        image_rows: Any = encoded["image"].pooler_output if encoded.get("image") is not None else []
         inputs_embeds = self._fill(input_ids, inputs_embeds, self.config.image_token_id, image_rows, "image")
         if isinstance(idle, torch.Tensor):
             inputs_embeds = inputs_embeds + idle.to(inputs_embeds.dtype)
@@ -167,7 +169,7 @@ class RegionLlavaModel(LlavaModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            return_dict=True,
+            return_dict=True,  # pyright: ignore[reportCallIssue] - taken by a decorator
             **kwargs,
         )
         output.image_hidden_states = torch.cat(list(image_rows)) if len(image_rows) else None
@@ -179,10 +181,11 @@ class RegionLlavaModel(LlavaModel):
         In training each of them has to run exactly once a step on every rank, or a rank with a text-only batch (or
         one without regions) waits for gradients the others send: DDP, FSDP and ZeRO hang.
         """
-        spec = describe_tower(self.config.vision_config)
+        spec = describe_tower(self.config.vision)
         blank = inputs_embeds.new_zeros(1, 3, spec.image_size, spec.image_size)
         box, count = _whole_image_box(blank)
         image = self.get_image_features(blank, boxes=box, region_counts=count, return_dict=True)
+        assert image.pooler_output is not None and image.region_embeds is not None
         return (image.pooler_output[0].sum() + image.region_embeds.sum()) * 0.0
 
     def _fill(self, input_ids, inputs_embeds: torch.Tensor, token_id: int, rows, what: str) -> torch.Tensor:
@@ -204,9 +207,10 @@ class RegionLlavaModel(LlavaModel):
         values = torch.cat(list(rows)).to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(mask[..., None], values)
 
-    def _placeholders(self, input_ids, inputs_embeds: torch.Tensor, token_id: int) -> torch.Tensor:
+    def _placeholders(self, input_ids, inputs_embeds: torch.Tensor | None, token_id: int) -> torch.Tensor:
         if input_ids is not None:
             return input_ids == token_id
+        assert inputs_embeds is not None
         token = torch.tensor(token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
 
@@ -221,7 +225,7 @@ class RegionLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         # Skips LlavaForConditionalGeneration.__init__, which would build a plain inner model only to have it replaced.
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = RegionLlavaModel(config)
-        text = config.text_config
+        text = config.text
         self.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
@@ -257,23 +261,27 @@ class RegionLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             inputs_embeds=inputs_embeds,
             labels=labels,
             logits_to_keep=logits_to_keep,
-            boxes=boxes,
-            region_counts=region_counts,
+            boxes=boxes,  # pyright: ignore[reportCallIssue] - handed on to the inner model
+            region_counts=region_counts,  # pyright: ignore[reportCallIssue]
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        model_kwargs = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        model_kwargs = super()._prepare_multimodal_encoder_kwargs_for_generation(  # pyright: ignore
+            model_kwargs
+        )
         image = model_kwargs["mm_encoder_outputs"].get("image")
         rows = getattr(image, "region_embeds", None)
         if rows is not None:
             image.region_embeds = None
-            model_kwargs["mm_encoder_outputs"]["region"] = BaseModelOutputWithPooling(pooler_output=[rows])
+            model_kwargs["mm_encoder_outputs"]["region"] = encoded_rows([rows])
         return model_kwargs
 
     def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
-        expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, expand_size, inputs_embeds)
+        expanded = super()._expand_multimodal_outputs(  # pyright: ignore
+            input_ids, mm_encoder_output, expand_size, inputs_embeds
+        )
         region = expanded.get("region")
         if region is not None and expand_size > 1:
             ids = input_ids if input_ids is not None and input_ids.numel() else None
@@ -282,6 +290,11 @@ class RegionLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             # Beams of one text follow each other, and each needs all of its text's rows.
             region.pooler_output = [rows for rows in per_text for _ in range(expand_size)]
         return expanded
+
+
+def encoded_rows(rows: list[torch.Tensor]) -> BaseModelOutputWithPooling:
+    """Projected rows as an entry of `mm_encoder_outputs`; transformers puts lists there too, whatever it declares."""
+    return BaseModelOutputWithPooling(pooler_output=rows)  # pyright: ignore[reportArgumentType]
 
 
 def _any_region(boxes: torch.Tensor | None, region_counts: torch.Tensor | None) -> bool:

@@ -16,7 +16,7 @@ class RegionProjector(nn.Sequential):
     """LayerNorm + 2-layer MLP: `(N, region_dim) -> (N, text width)`. Separate from the image projector."""
 
     def __init__(self, config: RegionLlavaConfig):
-        width = config.text_config.hidden_size
+        width = config.text.hidden_size
         super().__init__(
             nn.LayerNorm(config.region_dim),
             nn.Linear(config.region_dim, width),
@@ -34,8 +34,8 @@ class Merge2x2Projector(nn.Module):
     def __init__(self, config: RegionLlavaConfig):
         super().__init__()
         layers = config.vision_feature_layer
-        merged = 4 * config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
-        width = config.text_config.hidden_size
+        merged = 4 * config.vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
+        width = config.text.hidden_size
         self.norm = nn.LayerNorm(merged)
         self.linear_1 = nn.Linear(merged, merged)
         self.act = ACT2FN[config.projector_hidden_act]
@@ -53,7 +53,7 @@ class ImageProjector(nn.Module):
 
     def __init__(self, config: RegionLlavaConfig):
         super().__init__()
-        width = config.text_config.hidden_size
+        width = config.text.hidden_size
         self.merge_size = config.merge_size
         self.project = Merge2x2Projector(config) if self.merge_size == 2 else LlavaMultiModalProjector(config)
         self.position = (

@@ -30,7 +30,7 @@ SMALL_TOWER = {
     "model.size.heads": 4,
     "model.size.intermediate_size": 512,
 }
-SCENES_PER_MINUTE = 500  # training scenes for each minute of training
+SCENES_PER_MINUTE = 400  # training scenes for each minute of training
 MIN_SCENES = 64
 EVAL_SCENES = 60
 EVAL_LIMIT = 120  # rows a task

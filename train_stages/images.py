@@ -15,7 +15,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from ..vision_towers.errors import UserError
 
@@ -36,7 +36,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     with _open_header(path, max_pixels) as image:
         try:
-            image.load()
+            _load_whole(image)
             orientation = _orientation(image)
             upright = _to_rgb(_turn(image, orientation))
         except ImageError:
@@ -82,6 +82,19 @@ def _open_header(path: str | Path, max_pixels: int) -> Image.Image:
             "make the image smaller."
         )
     return image
+
+
+def _load_whole(image: Image.Image) -> None:
+    """Decode, and fail on a truncated file whatever the process says.
+
+    Other libraries (lmms-eval among them) switch Pillow's LOAD_TRUNCATED_IMAGES on for everybody: a photograph that
+    is gray from the middle down would be trained on without a word.
+    """
+    tolerated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        image.load()
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerated
 
 
 def _known_formats() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -130,11 +131,10 @@ def _put_together(model: AlignModel) -> tuple[RegionLlavaForConditionalGeneratio
     source = model.language_model
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        language_model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(f"no language model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
+    language_model, info = loaded
     check_loaded(source, info)
     return build_mllm(
         tower,
@@ -156,7 +156,7 @@ def _train(
     processor: RegionLlavaProcessor,
     recipe: AlignRecipe | InstructRecipe,
     run_dir: Path,
-    parents: dict[str, Path | str],
+    parents: Mapping[str, Path | str],
     device: str,
     **options: Any,
 ) -> StageResult:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from regiontower.train_stages.images import MAX_PIXELS, ImageError, image_size, open_image
 from regiontower.vision_towers.errors import UserError
@@ -67,8 +67,11 @@ def test_a_folder_is_not_an_image(tmp_path):
     assert "cannot be opened" in fault(tmp_path / "folder.png") or "empty" in fault(tmp_path / "folder.png")
 
 
+@pytest.mark.parametrize("tolerated", [False, True])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
-def test_truncated_file(tmp_path, kind):
+def test_truncated_file(tmp_path, kind, tolerated, monkeypatch):
+    """Also where another library has told Pillow to put up with it."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerated)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, kind)
@@ -77,6 +80,7 @@ def test_truncated_file(tmp_path, kind):
     assert "image" in fault(path)
     path.write_bytes(buffer.getvalue())
     assert open_image(path).size == (64, 64)
+    assert tolerated == ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 @pytest.mark.parametrize(
