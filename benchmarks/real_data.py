@@ -7,9 +7,6 @@ DATA holds `natural/{train,val}.jsonl` and `ocr/{train,val}.jsonl` in the `xywh_
 
 import argparse
 import json
-import platform
-import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,12 +14,13 @@ import torch
 
 from regiontower.eval.baselines import trivial_baselines
 from regiontower.eval.run import evaluate
-from regiontower.train_stages.engine.manifest import read_stage
+from regiontower.train_stages.engine.manifest import machine, read_stage
 from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
 from regiontower.train_stages.recipe import load_recipe
 
 PARTS = ("natural", "ocr")
 FORMAT = "xywh_jsonl"
+COMMAND = "regiontower bench real-data --data DATA --tower TOWER --language-model LM --out OUT"
 
 
 def main() -> None:
@@ -31,12 +29,10 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, required=True, help="a stage-0 run")
     parser.add_argument("--language-model", type=Path, required=True, help="a stage-0b run")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and evaluations")
-    parser.add_argument("--limit", type=int, default=300, help="rows a task and part")
+    parser.add_argument("--limit", type=int, help="at most so many rows a task and part; all when absent")
     parser.add_argument("--set", dest="sets", action="append", default=[], help="override a key of instruct-real")
     parser.add_argument("--json", action="store_true", help="the result alone on the last line")
     arguments = parser.parse_args()
-    started = time.monotonic()
-
     root = [f"data.root={arguments.data}", f"data.cache_dir={arguments.out / 'pixels'}"]
     parents = [f"model.tower={arguments.tower}", f"model.language_model={arguments.language_model}"]
     align(load_recipe("align-real", AlignRecipe, [*root, *parents]), arguments.out / "align")
@@ -54,14 +50,24 @@ def main() -> None:
             "records": result.results["data"]["records"],
             "bad_records": result.results["data"]["bad_records"],
         }
-    stage = read_stage(arguments.out / "instruct") or {}
+    runs = {
+        "pretrain-lm": arguments.language_model,
+        "pretrain": arguments.tower,
+        "align": arguments.out / "align",
+        "instruct": arguments.out / "instruct",
+    }
+    limit = [f"--limit {arguments.limit}"] if arguments.limit else []
+    stages = {name: read_stage(run) or {} for name, run in runs.items()}
     results = {
-        "command": " ".join(["regiontower bench real-data", *sys.argv[1:]]),
+        "command": " ".join([COMMAND, *limit, *(f"--set {key}" for key in arguments.sets)]),
         "parts": found,
-        "trained_on": {"steps": stage.get("steps"), "seconds": stage.get("seconds")},
-        "machine": {"processor": platform.machine(), "cores": torch.get_num_threads(), "accelerator": "none"},
+        "stages": {
+            name: {key: stage.get(key) for key in ("steps", "samples", "seconds", "final_loss")}
+            | {"parameters": sum(row["parameters"] for row in stage.get("parts", []))}
+            for name, stage in stages.items()
+        },
+        "machine": machine(torch.device("cpu"), 1),
         "versions": {name: version(name) for name in ("regiontower", "torch", "transformers", "lmms-eval")},
-        "seconds": round(time.monotonic() - started, 1),
     }
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
 

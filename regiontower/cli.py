@@ -3,6 +3,7 @@
 Nothing heavy is imported here at the top: `regiontower --help` has to answer at once.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -72,72 +73,51 @@ def towers(json_: Json = False) -> None:
         typer.echo(tower_table())
 
 
-@app.command()
-def pretrain(
-    recipe: Recipe,
-    out: Out,
-    sets: Sets = None,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    json_: Json = False,
-) -> None:
-    """Stage 0: train a vision tower on region records (RICE), or on captions (CLIP)."""
-    from .train_stages.pretrain import PretrainRecipe
-    from .train_stages.pretrain import pretrain as run
-    from .train_stages.recipe import load_recipe
+def _stage_command(name: str, module: str, recipe_class: str, function: str, help_text: str) -> None:
+    """Add a training stage: all four read a recipe and give it to one function of `train_stages`."""
 
-    _report_stage(run(load_recipe(recipe, PretrainRecipe, sets or ()), out, device, overwrite=overwrite), json_)
+    @app.command(name, help=help_text)
+    def stage(
+        recipe: Recipe,
+        out: Out,
+        sets: Sets = None,
+        device: Device = "auto",
+        overwrite: Overwrite = False,
+        json_: Json = False,
+    ) -> None:
+        from .train_stages.recipe import load_recipe
 
-
-@app.command("pretrain-lm")
-def pretrain_lm(
-    recipe: Recipe,
-    out: Out,
-    sets: Sets = None,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    json_: Json = False,
-) -> None:
-    """Stage 0b: train a small language model on the text of region records."""
-    from .train_stages.pretrain_lm import LMRecipe
-    from .train_stages.pretrain_lm import pretrain_lm as run
-    from .train_stages.recipe import load_recipe
-
-    _report_stage(run(load_recipe(recipe, LMRecipe, sets or ()), out, device, overwrite=overwrite), json_)
+        found = importlib.import_module(f".train_stages.{module}", __package__)
+        resolved = load_recipe(recipe, getattr(found, recipe_class), sets or ())
+        result = getattr(found, function)(resolved, out, device, overwrite=overwrite)
+        _report(
+            {
+                "run_dir": str(result.run_dir),
+                "steps": result.steps,
+                "seconds": round(result.seconds, 1),
+                "final_loss": result.final_loss,
+                "metrics": result.metrics,
+            },
+            json_,
+        )
 
 
-@app.command()
-def align(
-    recipe: Recipe,
-    out: Out,
-    sets: Sets = None,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    json_: Json = False,
-) -> None:
-    """Stage 1: put a tower and a language model together and train the projectors."""
-    from .train_stages.mllm_stage import AlignRecipe
-    from .train_stages.mllm_stage import align as run
-    from .train_stages.recipe import load_recipe
-
-    _report_stage(run(load_recipe(recipe, AlignRecipe, sets or ()), out, device, overwrite=overwrite), json_)
-
-
-@app.command()
-def instruct(
-    recipe: Recipe,
-    out: Out,
-    sets: Sets = None,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    json_: Json = False,
-) -> None:
-    """Stage 2: instruction tuning of an aligned model."""
-    from .train_stages.mllm_stage import InstructRecipe
-    from .train_stages.mllm_stage import instruct as run
-    from .train_stages.recipe import load_recipe
-
-    _report_stage(run(load_recipe(recipe, InstructRecipe, sets or ()), out, device, overwrite=overwrite), json_)
+_stage_command(
+    "pretrain", "pretrain", "PretrainRecipe", "pretrain",
+    "Stage 0: train a vision tower on region records (RICE), or on captions (CLIP).",
+)  # fmt: skip
+_stage_command(
+    "pretrain-lm", "pretrain_lm", "LMRecipe", "pretrain_lm",
+    "Stage 0b: train a small language model on the text of region records.",
+)  # fmt: skip
+_stage_command(
+    "align", "mllm_stage", "AlignRecipe", "align",
+    "Stage 1: put a tower and a language model together and train the projectors.",
+)  # fmt: skip
+_stage_command(
+    "instruct", "mllm_stage", "InstructRecipe", "instruct",
+    "Stage 2: instruction tuning of an aligned model.",
+)  # fmt: skip
 
 
 @app.command("eval")
@@ -219,12 +199,13 @@ def chat(
         )
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+# No --help of its own: after the name it is the benchmark's.
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def bench(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A file in benchmarks/, without .py.")],
 ) -> None:
-    """Run a benchmark: `regiontower bench NAME [its options]`; `--help` after the name lists them."""
+    """Run a benchmark; `regiontower bench NAME --help` lists its options."""
     from .benchmarks import run_benchmark
 
     run_benchmark(name, context.args)
@@ -237,17 +218,6 @@ def _report(results: dict[str, Any], as_json: bool, text: str | None = None) -> 
         if as_json
         else text or json.dumps(results, indent=2, ensure_ascii=False)
     )
-
-
-def _report_stage(result: Any, as_json: bool) -> None:
-    found = {
-        "run_dir": str(result.run_dir),
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-        "final_loss": result.final_loss,
-        "metrics": result.metrics,
-    }
-    _report(found, as_json)
 
 
 def main() -> NoReturn:

@@ -62,6 +62,11 @@ def test_scenes_writes_records_and_reports_json(run, tmp_path):
     assert last["count"] == 2 and len(Path(last["records"]).read_text().splitlines()) == 2
 
 
+def test_bench_hands_its_options_on(run):
+    status, output, _ = run("bench", "gallery", "--help")
+    assert status == 0 and "eval_dir" in output
+
+
 def test_towers_lists_the_registered_types():
     result = CliRunner().invoke(app, ["towers", "--json"])
     rows = {row["type"]: row for row in json.loads(result.output.strip().splitlines()[-1])["towers"]}
