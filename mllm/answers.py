@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -10,6 +9,7 @@ from PIL import Image
 from .boxes import ImageFrame, ParsedBoxes, box_format, score_boxes
 from .modeling import RegionLlavaForConditionalGeneration
 from .processing import BoxesLike, RegionLlavaProcessor
+from .prompts import user_message
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ def _answer_batch(model, processor, batch: Sequence[Question], max_new_tokens: i
 
 def user_prompt(processor: RegionLlavaProcessor, text: str) -> str:
     """One user turn about a picture, in the model's own chat template, open for the answer."""
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    messages: list[Any] = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True)
+    return processor.apply_chat_template([user_message(text, with_image=True)], add_generation_prompt=True)
 
 
 def model_inputs(model, inputs) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from .answers import Answer, decode_answer, text_ids
 from .boxes import Boxes
 from .modeling import RegionLlavaForConditionalGeneration, encoded_rows
 from .processing import BoxesLike, RegionLlavaProcessor
+from .prompts import assistant_message, user_message
 
 
 @dataclass
@@ -71,7 +72,7 @@ class ChatSession:
             UserError: placeholders and boxes differ in number, or a box outside the picture.
         """
         new = [tuple(box) for box in (boxes if isinstance(boxes, Boxes) else Boxes(list(boxes)))]
-        question = _message("user", text, with_image=not self._messages)
+        question = user_message(text, with_image=not self._messages)
         prompt = self.processor.apply_chat_template([*self._messages, question], add_generation_prompt=True)
         if not prompt.startswith(self._prefix.text):
             # Some templates rewrite earlier turns (they trim answers, say): then nothing can be kept.
@@ -85,7 +86,7 @@ class ChatSession:
         yield from self._generate(ids, encoded, answer_ids)
         self.last_answer_ids = kept = text_ids(self.processor, answer_ids)
         answer_text = self.processor.tokenizer.decode(kept)
-        self._messages += [question, _message("assistant", answer_text)]
+        self._messages += [question, assistant_message(answer_text)]
         self._boxes += new
         self._prefix.text = prompt + answer_text
         self._prefix.ids = torch.cat([ids, ids.new_tensor([kept])], dim=1)
@@ -187,8 +188,3 @@ class _Stop(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
-
-
-def _message(role: str, text: str, with_image: bool = False) -> dict:
-    image = [{"type": "image"}] if with_image else []
-    return {"role": role, "content": [*image, {"type": "text", "text": text}]}

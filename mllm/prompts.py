@@ -22,3 +22,16 @@ COMPARE_KIND = f"Are {REGION_TOKEN} and {REGION_TOKEN} the same kind?"  # -> YES
 LIST_ALL = "List everything with boxes."  # -> every object, labelled, in reading order
 
 FIRST, SECOND, YES, NO = "the first", "the second", "yes", "no"
+
+
+def user_message(text: str, with_image: bool) -> dict[str, str]:
+    """A user's turn for a chat template; the picture stands before the text.
+
+    Content is plain text, which the templates of language models take; a list of parts is for multimodal ones only.
+    """
+    return {"role": "user", "content": IMAGE_TOKEN + text if with_image else text}
+
+
+def assistant_message(text: str) -> dict[str, str]:
+    """An answer for a chat template."""
+    return {"role": "assistant", "content": text}

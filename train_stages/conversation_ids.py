@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..mllm.boxes import Boxes, ImageFrame
 from ..mllm.processing import RegionLlavaProcessor
+from ..mllm.prompts import assistant_message, user_message
 from ..vision_towers.errors import UserError
 from .conversations import RenderedTurn
 
@@ -34,10 +35,9 @@ def conversation_ids(
     messages: list[dict] = []
     text = ""
     for number, turn in enumerate(turns):
-        image = [{"type": "image"}] if number == 0 else []
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": turn.question}]})
+        messages.append(user_message(turn.question, with_image=number == 0))
         asked = processor.apply_chat_template(messages, add_generation_prompt=True)
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        messages.append(assistant_message(turn.answer))
         answered = processor.apply_chat_template(messages)
         if not (asked.startswith(text) and answered.startswith(asked)):
             raise UserError("the chat template rewrites earlier turns; use one that only appends.")

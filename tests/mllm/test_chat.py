@@ -113,7 +113,7 @@ def test_a_template_that_rewrites_earlier_turns_still_gets_right_answers(make_ti
     for number, (text, boxes) in enumerate(TURNS):
         answer = session.ask(text, boxes)
         assert answer.text == rerun((model, processor), noise_image(), TURNS[: number + 1], raw)
-        raw.append(session._messages[-1]["content"][0]["text"])
+        raw.append(session._messages[-1]["content"])
 
 
 def test_boxes_in_an_answer_carry_the_mean_probability_of_their_tokens(tiny_mllm):
