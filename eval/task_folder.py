@@ -94,10 +94,12 @@ def cache_folder() -> Path:
 
 def require_lmms_eval() -> None:
     """A UserError with the command that installs it, unless lmms-eval is there."""
-    from importlib.util import find_spec
-
-    if find_spec("lmms_eval") is None:
-        raise UserError("evaluation runs through lmms-eval, which is not installed: pip install 'regiontower[eval]'")
+    try:
+        import lmms_eval  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"evaluation runs through lmms-eval, which cannot be imported ({error}): pip install 'regiontower[eval]'"
+        ) from error
 
 
 def _dataset(documents: Sequence[dict]):

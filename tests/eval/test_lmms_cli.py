@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-pytest.importorskip("lmms_eval", reason="lmms-eval is not installed (pip install 'regiontower[eval]')")
+pytest.importorskip(
+    "lmms_eval", exc_type=ImportError, reason="lmms-eval is not installed (pip install 'regiontower[eval]')"
+)
 
 from regiontower.eval.run import evaluate
 from regiontower.eval.task_folder import task_folder

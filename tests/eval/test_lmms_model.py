@@ -4,7 +4,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-pytest.importorskip("lmms_eval", reason="lmms-eval is not installed (pip install 'regiontower[eval]')")
+pytest.importorskip(
+    "lmms_eval", exc_type=ImportError, reason="lmms-eval is not installed (pip install 'regiontower[eval]')"
+)
 
 from regiontower.eval import lmms_model
 from regiontower.eval.lmms_model import RegionTowerChat

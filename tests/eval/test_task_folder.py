@@ -3,8 +3,12 @@ import json
 import pytest
 import yaml
 
-pytest.importorskip("datasets", reason="lmms-eval is not installed (pip install 'regiontower[eval]')")
-pytest.importorskip("lmms_eval", reason="lmms-eval is not installed (pip install 'regiontower[eval]')")
+pytest.importorskip(
+    "datasets", exc_type=ImportError, reason="lmms-eval is not installed (pip install 'regiontower[eval]')"
+)
+pytest.importorskip(
+    "lmms_eval", exc_type=ImportError, reason="lmms-eval is not installed (pip install 'regiontower[eval]')"
+)
 
 from datasets import load_from_disk
 

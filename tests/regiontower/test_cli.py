@@ -88,7 +88,9 @@ def test_chat_answers_and_draws(run, tiny_mllm_dir, picture, tmp_path):
 
 
 def test_eval_ends_with_the_figures_of_each_task(run, tiny_mllm_dir, tmp_path):
-    pytest.importorskip("lmms_eval", reason="evaluation needs lmms-eval (pip install 'regiontower[eval]')")
+    pytest.importorskip(
+        "lmms_eval", exc_type=ImportError, reason="evaluation needs lmms-eval (pip install 'regiontower[eval]')"
+    )
     run("scenes", tmp_path / "scenes", "--count", 2, "--seed", 1_000_000, "--preset", "easy")
     data = ("--data", tmp_path / "scenes" / "records.jsonl", "--limit", 2)
     for tasks, expected in ((), {"grounding", "referring", "reading"}), (("--tasks", "grounding"), {"grounding"}):

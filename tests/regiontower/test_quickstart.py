@@ -10,7 +10,9 @@ from regiontower.vision_towers import UserError
 
 
 def test_quickstart_goes_all_the_way_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("lmms_eval", reason="evaluation needs lmms-eval (pip install 'regiontower[eval]')")
+    pytest.importorskip(
+        "lmms_eval", exc_type=ImportError, reason="evaluation needs lmms-eval (pip install 'regiontower[eval]')"
+    )
     for name, value in {"MIN_SCENES": 24, "EVAL_SCENES": 4, "EVAL_LIMIT": 4, "GALLERY": 2}.items():
         monkeypatch.setattr(quickstart, name, value)
     out = tmp_path / "quick start"
@@ -34,7 +36,7 @@ def test_quickstart_goes_all_the_way_and_goes_on_where_it_stopped(tmp_path, monk
 
 
 def test_a_file_in_the_way_is_one_sentence(tmp_path):
-    pytest.importorskip("lmms_eval", reason="the check for lmms-eval comes first")
+    pytest.importorskip("lmms_eval", exc_type=ImportError, reason="the check for lmms-eval comes first")
     (tmp_path / "out").write_text("")
     with pytest.raises(UserError, match="is a file"):
         quickstart.quickstart(tmp_path / "out")
