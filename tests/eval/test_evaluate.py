@@ -1,9 +1,9 @@
 """End to end through lmms-eval's API, with a model whose answers are known."""
 
 import json
-import sys
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
