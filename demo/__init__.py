@@ -1,1 +1,1 @@
-"""The Gradio app."""
+"""The Gradio app (not written yet)."""
