@@ -7,14 +7,11 @@ DATA holds `natural/{train,val}.jsonl` and `ocr/{train,val}.jsonl` in the `xywh_
 
 import argparse
 import json
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
+from regiontower.benchmarks._stamp import stamp
 from regiontower.eval.baselines import trivial_baselines
 from regiontower.eval.run import evaluate
-from regiontower.train_stages.engine.manifest import machine, read_stage
 from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
 from regiontower.train_stages.recipe import load_recipe
 
@@ -57,18 +54,8 @@ def main() -> None:
         "instruct": arguments.out / "instruct",
     }
     limit = [f"--limit {arguments.limit}"] if arguments.limit else []
-    stages = {name: read_stage(run) or {} for name, run in runs.items()}
-    results = {
-        "command": " ".join([COMMAND, *limit, *(f"--set {key}" for key in arguments.sets)]),
-        "parts": found,
-        "stages": {
-            name: {key: stage.get(key) for key in ("steps", "samples", "seconds", "final_loss")}
-            | {"parameters": sum(row["parameters"] for row in stage.get("parts", []))}
-            for name, stage in stages.items()
-        },
-        "machine": machine(torch.device("cpu"), 1),
-        "versions": {name: version(name) for name in ("regiontower", "torch", "transformers", "lmms-eval")},
-    }
+    command = " ".join([COMMAND, *limit, *(f"--set {key}" for key in arguments.sets)])
+    results = {"command": command, "parts": found, **stamp(runs)}
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from ..vision_towers import UserError, pad_boxes
-from .boxes import Boxes, ImageFrame, ParsedBoxes, Points, box_format, letterbox_image
+from .boxes import Boxes, ImageFrame, ParsedBoxes, Points, box_format, letterbox_image, mean_colour
 from .draw import OVERLAY_COLORS, draw_boxes
 from .projectors import image_token_count
 from .prompts import IMAGE_TOKEN, REGION_TOKEN
@@ -78,15 +78,14 @@ class RegionLlavaProcessor(ProcessorMixin):
         """The picture as the model sees it, before normalisation, and its frame."""
         image = image.convert("RGB")
         if not self.row_end:
-            return letterbox_image(image, self.image_size, self.fill_color)
+            return letterbox_image(image, self.image_size, self.fill_colour)
         frame = self.frame(image.size)
         return image.resize(frame.input_size, Image.Resampling.BICUBIC), frame
 
     @property
-    def fill_color(self) -> tuple[int, int, int]:
+    def fill_colour(self) -> tuple[int, int, int]:
         """The letterbox bars: the normalisation's mean colour, zero to the tower."""
-        red, green, blue = (round(255 * mean) for mean in self.image_processor.image_mean)
-        return red, green, blue
+        return mean_colour(self.image_processor.image_mean)
 
     def image_tokens(self, frame: ImageFrame) -> int:
         """How many `<image>` tokens an input takes."""

@@ -80,28 +80,24 @@ def quickstart(out: str | Path, minutes: float = 4.0) -> dict[str, Any]:
         # A path may hold what YAML reads otherwise (": ", " #"); a JSON string is a YAML string.
         return [f"{key}={json.dumps(str(v) if isinstance(v, Path) else v)}" for key, v in values.items()]
 
-    records = {"data.records": train_records}
+    # The pictures are decoded once for all stages that look at them.
+    seen = {"data.records": train_records, "data.cache_dir": folder / "pixel_cache"}
     plan.begin("stage 0b: a language model learns the language of the questions")
-    overrides = stage_overrides("pretrain-lm", **records, **SMALL_LM, **{"data.scenes": 0})
+    overrides = stage_overrides("pretrain-lm", **SMALL_LM, **{"data.records": train_records, "data.scenes": 0})
     pretrain_lm(load_recipe("lm-nano", LMRecipe, overrides), runs / "lm")
 
     plan.begin("stage 0: a tower learns regions (RICE)")
     overrides = stage_overrides(
-        "pretrain", **records, **SMALL_TOWER, **{"data.tokenizer": runs / "lm", "eval.records": eval_records}
+        "pretrain", **seen, **SMALL_TOWER, **{"data.tokenizer": runs / "lm", "eval.records": eval_records}
     )
     pretrain(load_recipe("rice-nano", PretrainRecipe, overrides), runs / "tower")
 
     plan.begin("stage 1: projectors learn to connect the two")
     parents = {"model.tower": runs / "tower", "model.language_model": runs / "lm"}
-    cache = {"data.cache_dir": folder / "pixel_cache"}
-    align(
-        load_recipe("align-nano", AlignRecipe, stage_overrides("align", **records, **cache, **parents)), runs / "align"
-    )
+    align(load_recipe("align-nano", AlignRecipe, stage_overrides("align", **seen, **parents)), runs / "align")
 
     plan.begin("stage 2: the model learns to answer")
-    overrides = stage_overrides(
-        "instruct", **records, **cache, **{"model.mllm": runs / "align", "lr.language_model": 1e-3}
-    )
+    overrides = stage_overrides("instruct", **seen, **{"model.mllm": runs / "align", "lr.language_model": 1e-3})
     instruct(load_recipe("instruct-nano", InstructRecipe, overrides), runs / "instruct")
 
     plan.begin("evaluation through lmms-eval")

@@ -62,7 +62,7 @@ class ConversationDataset(Dataset):
         unreadable: list[BadRecord] = []
         # With row ends inputs have many sizes, and with overlay they are drawn on: no array of pixels can hold them.
         if not processor.row_end and processor.region_prompt != "overlay":
-            self.pictures = PixelCache.build(records, processor.image_size, cache_dir, fill=processor.fill_color)
+            self.pictures = PixelCache.build(records, processor.image_size, cache_dir, fill=processor.fill_colour)
             unreadable = self.pictures.bad
         self.usable = [row for row, record in enumerate(self.pictures.records) if self._has_turns(record)]
         if not self.usable:

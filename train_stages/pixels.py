@@ -7,7 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,6 @@ CLIP_GREY: Fill = (123, 117, 104)  # the mean colour of CLIP's normalisation
 _FORMAT = 1  # part of the key: raise it when the pixels' making changes
 _WORKERS = 2
 _POOL_FROM = 64  # images; below, starting processes costs more than it saves
-
-
-def mean_colour(image_mean: Sequence[float]) -> Fill:
-    """The colour (0-255) that a tower's normalisation turns into zero, from its mean in 0..1."""
-    red, green, blue = (round(255 * value) for value in image_mean)
-    return red, green, blue
 
 
 def load_pixels(path: str | Path, side: int, fill: Fill = CLIP_GREY) -> tuple[np.ndarray, ImageFrame]:

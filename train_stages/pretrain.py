@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..mllm.boxes import mean_colour
 from ..vision_towers import RiceVisionConfig, RiceVisionModel, describe_tower, load_tower, tower_image_processor
 from ..vision_towers.errors import UserError
 from .augment import AugmentConfig
 from .clip_objective import ClipConfig, ClipObjective
 from .engine import Part, StageResult, finished_result, run_stage
 from .engine.manifest import read_stage, write_stage
-from .pixels import PixelCache, mean_colour
+from .pixels import PixelCache
 from .pretrain_data import CaptionDataset, RegionDataset, collate_regions
 from .pretrain_eval import object_top1
 from .record_io import RecordSet, data_hash
@@ -81,7 +82,7 @@ class PretrainData(RecordSource):
     records, root, format: see `RecordSource`. tokenizer: folder of a transformers tokenizer; without it
     OCR regions are left out (the clip objective cannot do without). side: pixels of the letterboxed square, the tower's
     own when absent. regions_per_image: N. object_labels: "category" or "cluster". stuff: whether stuff regions take
-    part. cache: folder for decoded pixels, inside the run directory when absent. augment: see `AugmentConfig`.
+    part. cache_dir: where decoded pixels are kept; inside the run when absent. augment: see `AugmentConfig`.
     """
 
     tokenizer: str | None = None
@@ -89,7 +90,7 @@ class PretrainData(RecordSource):
     regions_per_image: Count = 10
     object_labels: ObjectLabels = "category"
     stuff: bool = True
-    cache: str | None = None
+    cache_dir: str | None = None
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 
 
@@ -150,7 +151,7 @@ def pretrain(recipe: PretrainRecipe, run_dir: str | Path, device: str = "auto", 
     side = _side(recipe, tower)
     tokenizer = open_tokenizer(recipe.data.tokenizer) if recipe.data.tokenizer else None
     records = recipe.data.read()
-    cache_dir = Path(recipe.data.cache) if recipe.data.cache else run_dir / CACHE_FOLDER
+    cache_dir = Path(recipe.data.cache_dir) if recipe.data.cache_dir else run_dir / CACHE_FOLDER
     fill = mean_colour(describe_tower(tower.config).image_mean)
     cache = PixelCache.build(records, side, cache_dir, fill=fill)
     make = _rice_task if recipe.model.objective == "rice" else _clip_task

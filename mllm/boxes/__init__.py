@@ -3,7 +3,7 @@
 from .boxes import Boxes, Points
 from .formats import BOX_FORMATS, BoxFormat, box_format
 from .frame import ImageFrame
-from .letterbox import letterbox_image
+from .letterbox import letterbox_image, mean_colour
 from .parsed import ParsedBoxes, score_boxes
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Points",
     "box_format",
     "letterbox_image",
+    "mean_colour",
     "score_boxes",
 ]

@@ -1,5 +1,7 @@
 """The pixels of a letterbox; the geometry is `ImageFrame.letterbox`."""
 
+from collections.abc import Sequence
+
 from PIL import Image
 
 from .frame import ImageFrame, content_size
@@ -21,3 +23,9 @@ def letterbox_image(image: Image.Image, side: int, fill: tuple[int, int, int]) -
     square = Image.new("RGB", (side, side), fill)
     square.paste(resized, (int(frame.offset[0]), int(frame.offset[1])))
     return square, frame
+
+
+def mean_colour(image_mean: Sequence[float]) -> tuple[int, int, int]:
+    """The colour (0-255) that a tower's normalisation turns into zero, from its mean in 0..1: the padding."""
+    red, green, blue = (round(255 * value) for value in image_mean)
+    return red, green, blue

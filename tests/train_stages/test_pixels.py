@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiontower.mllm.boxes import Boxes
+from regiontower.mllm.boxes import Boxes, mean_colour
 from regiontower.train_stages import pixels as module
-from regiontower.train_stages.pixels import CLIP_GREY, PixelCache, load_pixels, mean_colour
+from regiontower.train_stages.pixels import CLIP_GREY, PixelCache, load_pixels
 from regiontower.train_stages.record_io import RecordSet
 from regiontower.train_stages.records import Record, Region
 from regiontower.vision_towers.errors import UserError

@@ -39,7 +39,7 @@ def recipe(data, name, *overrides):
     common = [
         f"data.records={data}/scenes/records.jsonl",
         f"data.tokenizer={data}/tokenizer",
-        f"data.cache={data}/pixels",
+        f"data.cache_dir={data}/pixels",
     ]
     return load_recipe(name, PretrainRecipe, [*SMALL, *common, *overrides])
 
