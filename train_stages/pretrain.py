@@ -12,7 +12,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,18 +24,15 @@ from .clip_objective import ClipConfig, ClipObjective
 from .engine import Part, StageResult, finished_result, run_stage
 from .engine.manifest import read_stage, write_stage
 from .pixels import PixelCache
-from .pretrain_data import CaptionDataset, RegionDataset, collate_regions
+from .pretrain_data import CaptionDataset, CaptionSource, RegionDataset, collate_regions
 from .pretrain_eval import object_top1
+from .pretrain_heads import CENTRES_FILE, load_centres, load_text_side, save_centres, save_text_side
 from .record_io import RecordSet, data_hash
 from .record_source import RecordSource
 from .region_labels import ObjectClasses, ObjectLabels, TextClasses, open_tokenizer
 from .rice_objective import RiceConfig, RiceObjective
 from .train_config import TrainConfig
 
-CENTRES_FILE = "centres.safetensors"
-CLASSES_FILE = "labels.json"
-TEXT_TOWER_FOLDER = "text_tower"
-CLIP_HEADS_FILE = "clip_heads.safetensors"
 CACHE_FOLDER = "pixel_cache"
 
 _STRICT = ConfigDict(extra="forbid")
@@ -66,10 +63,12 @@ class TowerSize:
 @dataclass(frozen=True, config=_STRICT)
 class PretrainModel:
     """What is trained. objective: "rice" or "clip" (read with the block of that name). tower: a checkpoint to start
-    from, opened by `load_tower`; without it a new tower of `size`."""
+    from, opened by `load_tower`; without it a new tower of `size`. keep_heads: go on with the class centres, or the
+    text tower and projections, of the finished run that `tower` names, instead of new ones."""
 
     objective: Literal["rice", "clip"] = "rice"
     tower: str | None = None
+    keep_heads: bool = False
     size: TowerSize = Field(default_factory=TowerSize)
     rice: RiceConfig = Field(default_factory=RiceConfig)
     clip: ClipConfig = Field(default_factory=ClipConfig)
@@ -81,14 +80,18 @@ class PretrainData(RecordSource):
 
     records, root, format: see `RecordSource`. tokenizer: folder of a transformers tokenizer; without it
     OCR regions are left out (the clip objective cannot do without). side: pixels of the letterboxed square, the tower's
-    own when absent. regions_per_image: N. object_labels: "category" or "cluster". stuff: whether stuff regions take
-    part. cache_dir: where decoded pixels are kept; inside the run when absent. augment: see `AugmentConfig`.
+    own when absent. view: pixels of the random views that the tower gets; `side` when absent. regions_per_image: N.
+    object_labels: "category", "tags" (tags and category) or "cluster". captions (clip): see `CaptionDataset`. stuff:
+    whether stuff regions take part. cache_dir: where decoded pixels are kept; inside the run when absent. augment: see
+    `AugmentConfig`.
     """
 
     tokenizer: str | None = None
     side: Count | None = None
+    view: Count | None = None
     regions_per_image: Count = 10
     object_labels: ObjectLabels = "category"
+    captions: CaptionSource = "image"
     stuff: bool = True
     cache_dir: str | None = None
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
@@ -223,16 +226,14 @@ def _rice_task(
 ) -> _Task:
     classes = ObjectClasses.of(cache.records, recipe.data.object_labels, recipe.data.stuff)
     texts = TextClasses(tokenizer) if tokenizer is not None else None
-    dataset = RegionDataset(cache, classes, texts, recipe.data.regions_per_image, recipe.data.augment)
+    dataset = RegionDataset(cache, classes, texts, recipe.data.regions_per_image, recipe.data.augment, recipe.data.view)
     objective = RiceObjective(tower, len(classes), len(texts) if texts else 0, recipe.model.rice)
+    if recipe.model.keep_heads:
+        load_centres(objective, classes, _parent_run(recipe.model))
 
     def save(folder: Path) -> None:
         _save_tower(objective.tower, folder)
-        centres = {"object": objective.object_centres, "ocr": objective.ocr_centres}
-        held = {name: table.detach().cpu().contiguous() for name, table in centres.items() if table is not None}
-        save_file(held, folder / CENTRES_FILE)
-        labels = {"object_labels": classes.source, "stuff": classes.stuff, "names": classes.names}
-        (folder / CLASSES_FILE).write_text(json.dumps(labels, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_centres(objective, classes, folder)
 
     regions = sum(len(image.boxes) for image in dataset.labelled)
     about = f"{len(dataset)} of {len(cache)} images have labelled regions, {regions} in all; "
@@ -250,21 +251,23 @@ def _clip_task(
 ) -> _Task:
     if tokenizer is None:
         raise UserError("the clip objective reads captions: set data.tokenizer to the folder of a tokenizer.")
-    dataset = CaptionDataset(cache, tokenizer, recipe.model.clip.max_tokens, recipe.data.augment)
+    data = recipe.data
+    dataset = CaptionDataset(cache, tokenizer, recipe.model.clip.max_tokens, data.augment, data.captions, data.view)
     objective = ClipObjective(tower, len(tokenizer), dataset.end_id, recipe.model.clip)
+    if recipe.model.keep_heads:
+        load_text_side(objective, _parent_run(recipe.model))
 
     def save(folder: Path) -> None:
         _save_tower(objective.tower, folder)
-        objective.text_tower.save_pretrained(folder / TEXT_TOWER_FOLDER)
-        tokenizer.save_pretrained(folder / TEXT_TOWER_FOLDER)
-        heads = {
-            "image_projection": objective.image_projection.weight,
-            "text_projection": objective.text_projection.weight,
-            "logit_scale": objective.logit_scale,
-        }
-        save_file({name: value.detach().cpu() for name, value in heads.items()}, folder / CLIP_HEADS_FILE)
+        save_text_side(objective, tokenizer, folder)
 
     return _Task(objective, dataset, dataset.collate, save, f"{len(dataset)} of {len(cache)} images have captions")
+
+
+def _parent_run(model: PretrainModel) -> Path:
+    if model.tower is None or not Path(model.tower).is_dir():
+        raise UserError("model.keep_heads goes on with the heads of a finished run: set model.tower to its folder.")
+    return Path(model.tower)
 
 
 def _save_tower(tower: PreTrainedModel, folder: Path) -> None:

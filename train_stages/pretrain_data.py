@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,12 +10,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..mllm.boxes import Boxes
+from ..mllm.boxes import Boxes, ImageFrame
 from ..vision_towers.errors import UserError
 from .augment import AugmentConfig, random_view
+from .conversations import region_words
 from .pixels import PixelCache
+from .records import Record
 from .region_labels import NO_CLASS, ObjectClasses, TextClasses
 from .region_sampling import sample_regions
+
+CaptionSource = Literal["image", "visible"]
+MAX_NAMED = 3  # regions that a caption of a view names at most
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ def label_regions(
 class RegionDataset(Dataset):
     """Images with exactly `regions_per_image` labelled regions each; images without a labelled region are left out.
 
+    view: pixels of the square the tower gets; as in the cache when absent.
     Draws from numpy's global generator, which the training engine seeds for every item and epoch.
     Raises UserError when no image is left.
     """
@@ -58,8 +65,10 @@ class RegionDataset(Dataset):
         texts: TextClasses | None,
         regions_per_image: int,
         augment: AugmentConfig,
+        view: int | None = None,
     ):
-        self._pixels, self._count, self._augment = cache.pixels, regions_per_image, augment
+        self._pixels, self._count = cache.pixels, regions_per_image
+        self._augment, self._view = augment, view
         self._rows, self.labelled = label_regions(cache, objects, texts)
         if not self._rows:
             raise UserError("no image has a labelled region; check data.object_labels and the records")
@@ -70,7 +79,8 @@ class RegionDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         rng = _generator()
         regions = self.labelled[index]
-        pixels, boxes, kept = random_view(_tensor(self._pixels[self._rows[index]]), regions.boxes, self._augment, rng)
+        whole = _tensor(self._pixels[self._rows[index]])
+        pixels, boxes, kept = random_view(whole, regions.boxes, self._augment, rng, self._view)
         picked = sample_regions(len(boxes), self._count, rng)
         source = kept[picked]
         return {
@@ -96,33 +106,53 @@ def collate_regions(items: Sequence[dict]) -> dict[str, Tensor]:
 
 
 class CaptionDataset(Dataset):
-    """Images with one of their captions, drawn anew each time; images without a caption are left out.
+    """Images with a caption each, drawn anew each time; images without one are left out.
 
+    captions: "image" draws one of the record's captions; "visible" names one to `MAX_NAMED` of the regions in the view
+        by their words (`region_words`), in random order, so that a caption is true of a zoomed view too.
+    view: pixels of the square the tower gets; as in the cache when absent.
     Raises UserError when no image has a caption or the tokenizer lacks a token that the objective needs.
     """
 
-    def __init__(self, cache: PixelCache, tokenizer: PreTrainedTokenizerBase, max_tokens: int, augment: AugmentConfig):
+    def __init__(
+        self,
+        cache: PixelCache,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        augment: AugmentConfig,
+        captions: CaptionSource = "image",
+        view: int | None = None,
+    ):
         end_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         if not isinstance(end_id, int) or not isinstance(pad_id, int):
             raise UserError("the tokenizer has no end or no padding token; the clip objective needs both")
-        self._pixels, self._augment = cache.pixels, augment
-        self._rows = [row for row, record in enumerate(cache.records) if record.captions]
-        if not self._rows:
-            raise UserError("no record has captions; the clip objective needs them")
         self.end_id, self.pad_id = end_id, pad_id
-        self._captions: list[list[list[int]]] = []
-        for row in self._rows:
-            encoded = tokenizer(cache.records[row].captions, add_special_tokens=False)["input_ids"]
-            self._captions.append([[*ids[: max_tokens - 1], end_id] for ids in encoded])
+        self._tokenizer, self._max_tokens = tokenizer, max_tokens
+        self._pixels, self._augment, self._view = cache.pixels, augment, view
+        self._from_regions = captions == "visible"
+        named = [_named_regions(record, frame) for record, frame in zip(cache.records, cache.frames, strict=True)]
+        texts = [words for _, words in named] if self._from_regions else [record.captions for record in cache.records]
+        self._rows = [row for row, found in enumerate(texts) if found]
+        if not self._rows:
+            what = "no region of the records has words" if self._from_regions else "no record has captions"
+            raise UserError(f"{what}; the clip objective needs them")
+        self._texts = [texts[row] for row in self._rows]
+        self._boxes = [named[row][0] if self._from_regions else Boxes.empty() for row in self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
         rng = _generator()
-        pixels, _, _ = random_view(_tensor(self._pixels[self._rows[index]]), Boxes.empty(), self._augment, rng)
-        captions = self._captions[index]
-        return {"pixel_values": pixels, "input_ids": captions[rng.integers(len(captions))]}
+        texts, whole = self._texts[index], _tensor(self._pixels[self._rows[index]])
+        pixels, _, kept = random_view(whole, self._boxes[index], self._augment, rng, self._view)
+        if self._from_regions:
+            count = rng.integers(1, min(MAX_NAMED, len(kept)) + 1)
+            caption = ", ".join(texts[i] for i in rng.permutation(kept)[:count])
+        else:
+            caption = texts[rng.integers(len(texts))]
+        ids: list[int] = self._tokenizer(caption, add_special_tokens=False)["input_ids"]  # pyright: ignore
+        return {"pixel_values": pixels, "input_ids": [*ids[: self._max_tokens - 1], self.end_id]}
 
     def collate(self, items: Sequence[dict]) -> dict[str, Tensor]:
         """A batch for `ClipObjective.forward`, padded on the right."""
@@ -135,6 +165,14 @@ class CaptionDataset(Dataset):
             ),
             "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long(),
         }
+
+
+def _named_regions(record: Record, frame: ImageFrame) -> tuple[Boxes, list[str]]:
+    """The regions that have words, as boxes in input pixels, and the words."""
+    words = [region_words(region) for region in record.regions]
+    usable = [i for i, text in enumerate(words) if text]
+    boxes, kept = frame.to_input(Boxes([record.regions[i].box_xyxy for i in usable]))
+    return boxes, [words[usable[i]] for i in kept]
 
 
 def _generator() -> np.random.Generator:

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..vision_towers.errors import UserError
 from .records import Record, Region
 
-ObjectLabels = Literal["cluster", "category"]
+ObjectLabels = Literal["cluster", "category", "tags"]
 NO_CLASS = -1
 
 
@@ -18,8 +18,8 @@ NO_CLASS = -1
 class ObjectClasses:
     """The object classes of a run; class i is named `names[i]`.
 
-    source: "cluster" (the index of the region's cluster centre, the paper's label) or "category" (its class name,
-        until cluster centres exist).
+    source: "cluster" (the index of the region's cluster centre, the paper's label), "category" (its class name, until
+        cluster centres exist) or "tags" (what it shows: tags and category, as in "red star").
     stuff: whether regions marked as stuff take part.
     """
 
@@ -37,10 +37,11 @@ class ObjectClasses:
         if source == "cluster":
             clusters = [region.cluster for region in regions if region.cluster is not None]
             names = [str(number) for number in range(max(clusters, default=-1) + 1)]
-        elif source == "category":
-            names = sorted({region.category for region in regions if region.category is not None})
+        elif source in ("category", "tags"):
+            label = tagged_name if source == "tags" else _category
+            names = sorted({name for region in regions if (name := label(region)) is not None})
         else:
-            raise UserError(f"object_labels is '{source}', use cluster or category")
+            raise UserError(f"object_labels is '{source}', use cluster, category or tags")
         if not names:
             raise UserError(f"no region of the records has a {source}; give such records or change data.object_labels")
         return cls(names, source, stuff)
@@ -58,13 +59,24 @@ class ObjectClasses:
             return None
         if self.source == "cluster":
             return None if region.cluster is None else str(region.cluster)
-        return region.category
+        return tagged_name(region) if self.source == "tags" else region.category
 
     def _ids(self) -> dict[str | None, int]:
         # Built once; a frozen dataclass has no other place for it than its dict.
         if "_index" not in self.__dict__:
             object.__setattr__(self, "_index", {name: number for number, name in enumerate(self.names)})
         return self.__dict__["_index"]
+
+
+def tagged_name(region: Region) -> str | None:
+    """Tags and category as one name ("red star"); None without a category. The transcript is no part of it."""
+    if region.category is None:
+        return None
+    return " ".join([*(tag for tag in dict.fromkeys(region.tags) if tag != region.category), region.category])
+
+
+def _category(region: Region) -> str | None:
+    return region.category
 
 
 class TextClasses:

@@ -26,9 +26,11 @@ class TrainConfig:
     )
     batch_size: Annotated[int, Field(gt=0)] = 8
     grad_accum: Annotated[int, Field(gt=0)] = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd is plain: no momentum
+    # muon: Muon for hidden matrices, AdamW for all else. sgd is plain: no momentum.
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    muon_lr: Annotated[float, Field(gt=0)] = 1.0  # muon only: learning rate of its matrices, in units of their part's
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)  # adamw only
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw, also for what muon leaves to it
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of the whole run
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0 = gradients are not clipped

@@ -99,23 +99,41 @@ def frozen_modules(model: nn.Module, parts: Sequence[Part]) -> list[nn.Module]:
     return [modules[prefix] for part in parts if not part.lr for prefix in part.prefixes if prefix in modules]
 
 
-def parameter_groups(model: nn.Module, parts: Sequence[Part], weight_decay: float) -> list[dict]:
-    """Optimizer groups `{"params", "lr", "weight_decay", "part"}`, at most two for each trained part.
+def parameter_groups(
+    model: nn.Module, parts: Sequence[Part], weight_decay: float, muon_lr: float | None = None
+) -> list[dict]:
+    """Optimizer groups `{"params", "lr", "weight_decay", "part", "muon"}`, at most three for each trained part.
 
     Weight decay spares what is no matrix of a linear map: tensors with at most one dimension longer than 1 (norms,
     biases, class tokens), tables of `nn.Embedding`, and `(1, N, D)` tables of positions or query tokens.
+
+    With `muon_lr`, weights of `nn.Linear` other than the output head are groups of their own, `"muon": True`, at
+    `muon_lr` times the part's learning rate. Tables, heads, centres and patch embeddings are not for Muon: their rows
+    are separate things, not one map.
     """
     found = part_of_each(model, parts)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[tuple[str, bool], dict] = {}
+    hidden: set[int] = set()
+    if muon_lr is not None:
+        hidden = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - tables
+        hidden -= {id(module.weight) for name, module in model.named_modules() if name.split(".")[-1] == "lm_head"}
+    groups: dict[tuple[str, bool, bool], dict] = {}
     for name, parameter in model.named_parameters():
         part = found[name]
         if not part.lr:
             continue
         decays = id(parameter) not in tables and not _is_table_or_vector(parameter)
+        muon = id(parameter) in hidden
+        lr = part.lr * muon_lr if muon and muon_lr is not None else part.lr
         group = groups.setdefault(
-            (part.name, decays),
-            {"params": [], "lr": part.lr, "weight_decay": weight_decay if decays else 0.0, "part": part.name},
+            (part.name, decays, muon),
+            {
+                "params": [],
+                "lr": lr,
+                "weight_decay": weight_decay if decays else 0.0,
+                "part": part.name,
+                "muon": muon,
+            },
         )
         group["params"].append(parameter)
     return list(groups.values())

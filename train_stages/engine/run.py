@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from ...vision_towers.errors import UserError
 from ..train_config import TrainConfig
 from .arguments import decided_by_first, training_arguments
+from .attention import attention_kernels
 from .audit import AuditResult
 from .flow import StageFlow
 from .interrupt import StageInterrupted, StopRequest
@@ -163,7 +164,7 @@ def run_stage(
     flow.trainer = trainer
     report.start()
     try:
-        with stop:
+        with stop, attention_kernels(args.device, train.precision):
             if clock.done():  # it crashed between its last step and the saving of the model
                 trainer._load_from_checkpoint(str(plan.checkpoint))
             else:

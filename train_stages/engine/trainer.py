@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...vision_towers.errors import UserError
 from ..train_config import TrainConfig
+from .optimizers import build_optimizer
 from .parts import Part, frozen_modules, parameter_groups
 from .run_log import LogRow
 from .schedule import Clock, lr_lambda
@@ -49,7 +50,9 @@ class StageTrainer(Trainer):
         self._frozen = frozen_modules(model, parts)
         self._sampler: EpochSampler | None = None
         self._metrics: dict[str, list[float | torch.Tensor]] = {}
-        self.lr_used: dict[str, float] = {}  # part -> learning rate of the step just taken
+        self.lr_used: dict[
+            str, float
+        ] = {}  # part (its hidden matrices apart: part.muon) -> learning rate of the step just taken
         super().__init__(model, args, collate, dataset, callbacks=list(callbacks))  # pyright: ignore[reportArgumentType]
         self.remove_callback(PrinterCallback)  # it prints every log to stdout
 
@@ -81,12 +84,13 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups = parameter_groups(model or self.bare_model(), self._parts, self._train.weight_decay)
-            if self._train.optimizer == "sgd":
-                self.optimizer = torch.optim.SGD(groups, lr=0.0)
-            else:
-                fused = self.args.device.type in ("cpu", "cuda")
-                self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self._train.betas, fused=fused)
+            groups = parameter_groups(
+                model or self.bare_model(),
+                self._parts,
+                self._train.weight_decay,
+                muon_lr=self._train.muon_lr if self._train.optimizer == "muon" else None,
+            )
+            self.optimizer = build_optimizer(groups, self._train, self.args.device.type)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -100,7 +104,10 @@ class StageTrainer(Trainer):
     def note_learning_rates(self) -> None:
         """To be called between the optimizer's step and the scheduler's."""
         assert self.optimizer is not None
-        self.lr_used = {group["part"]: float(group["lr"]) for group in self.optimizer.param_groups}
+        self.lr_used = {
+            group["part"] + (".muon" if group["muon"] else ""): float(group["lr"])
+            for group in self.optimizer.param_groups
+        }
 
     # ---- the step ----
 

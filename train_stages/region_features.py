@@ -1,0 +1,78 @@
+"""A tower's features of the regions of a record set, batch by batch."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ..mllm.boxes import Boxes
+from ..vision_towers import describe_tower, encode_regions
+from .augment import cut_square, square_around
+from .normalise import PixelNorm
+from .pixels import PixelCache
+
+CROP_MARGIN = 1.15  # side of a cut-out square, in units of the region's longer side
+
+
+@torch.inference_mode()
+def region_features(
+    tower: PreTrainedModel,
+    cache: PixelCache,
+    rows: Sequence[int],
+    boxes: Sequence[Boxes],
+    batch_size: int,
+    progress: str | None = None,
+) -> Iterator[Tensor]:
+    """The embeddings `(R_i, region_dim)` (float32, as the tower gives them) of each image, in the order of `rows`.
+
+    Args:
+        tower: with a region readout; it is put in eval mode and stays where it is.
+        rows: images of `cache`. boxes: for each of them its boxes, xyxy in input pixels.
+        progress: what a progress bar says; none without it.
+    """
+    tower.eval()
+    spec, device = describe_tower(tower.config), tower.device
+    norm = PixelNorm(spec.image_mean, spec.image_std).to(device)
+    for start in tqdm(range(0, len(rows), batch_size), progress, unit="batch", disable=progress is None):
+        part = slice(start, start + batch_size)
+        pixels = torch.from_numpy(cache.pixels[list(rows[part])]).to(device)
+        for embeds in encode_regions(tower, norm(pixels), [each.tensor() for each in boxes[part]]):
+            yield embeds.float()
+
+
+@torch.inference_mode()
+def crop_features(
+    tower: PreTrainedModel,
+    cache: PixelCache,
+    rows: Sequence[int],
+    boxes: Sequence[Boxes],
+    batch_size: int,
+    progress: str | None = None,
+    side: int | None = None,
+) -> Iterator[Tensor]:
+    """The pooled features `(R_i, hidden_size)` (float32) of the regions of each image, each cut out as a square and
+    resized to `side` pixels (the tower's own size when absent). Arguments as in `region_features`.
+    """
+    tower.eval()
+    spec, device = describe_tower(tower.config), tower.device
+    norm = PixelNorm(spec.image_mean, spec.image_std).to(device)
+    size = cache.pixels.shape[-1]
+
+    def crops() -> Iterator[Tensor]:
+        for row, of_image in zip(rows, boxes, strict=True):
+            pixels = torch.from_numpy(np.array(cache.pixels[row]))
+            for box in of_image.xyxy:
+                longest = CROP_MARGIN * max(box[2] - box[0], box[3] - box[1])
+                yield cut_square(pixels, square_around(box, longest, size), side or spec.image_size)
+
+    source, done = crops(), []
+    total = sum(map(len, boxes))
+    for _ in tqdm(range(0, total, batch_size), progress, unit="batch", disable=progress is None):
+        batch = torch.stack(list(islice(source, batch_size))).to(device)
+        done.append(tower(norm(batch)).pooler_output.float())
+    features = torch.cat(done) if done else torch.empty(0, spec.hidden_size)
+    yield from features.split([len(of_image) for of_image in boxes])
