@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 
 from ..vision_towers import UserError
+from ..vision_towers.packaged import model_source
 from .config import RegionLlavaConfig
 from .modeling import RegionLlavaForConditionalGeneration
 from .processing import RegionLlavaProcessor
@@ -20,13 +21,13 @@ def load_mllm(
     """Open a RegionLlava checkpoint and its processor, ready to answer (eval mode).
 
     Args:
-        name_or_path: a run directory, any folder written by `save_pretrained`, or a hub id.
+        name_or_path: a packaged model, a run directory, any folder written by `save_pretrained`, or a hub id.
         device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto" (as saved), "fp32", "bf16" or "fp16".
     Raises:
         UserError: nothing to open there, another kind of model, missing tensors, or no such device.
     """
-    source = str(name_or_path)
+    source = model_source(name_or_path)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from ..mllm.load import check_loaded
 from ..mllm.processing import RegionPrompt
 from ..vision_towers import load_tower
 from ..vision_towers.errors import UserError
+from ..vision_towers.packaged import model_source
 from .conversations import DEFAULT_MIX, check_mix
 from .engine import Part, StageResult, run_stage
 from .mllm_data import ConversationDataset, collate_samples
@@ -128,7 +129,7 @@ def instruct(recipe: InstructRecipe, run_dir: str | Path, device: str = "auto", 
 
 def _put_together(model: AlignModel) -> tuple[RegionLlavaForConditionalGeneration, RegionLlavaProcessor]:
     tower = load_tower(model.tower, dtype=torch.float32)
-    source = model.language_model
+    source = model_source(model.language_model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)

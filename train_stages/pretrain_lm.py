@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 from ..mllm.boxes import box_format
 from ..vision_towers.errors import UserError
+from ..vision_towers.packaged import model_source
 from .conversations import DEFAULT_MIX, check_mix, corpus_texts, sample_conversation
 from .engine import Part, StageResult, run_stage
 from .record_io import data_hash
@@ -186,7 +187,7 @@ def lm_tokenizer(data: LMDataConfig, records: Sequence[Record]) -> PreTrainedTok
     """The saved tokenizer that `data` names, or a new one trained on the text of `records`."""
     if data.tokenizer:
         try:
-            return AutoTokenizer.from_pretrained(data.tokenizer)
+            return AutoTokenizer.from_pretrained(model_source(data.tokenizer))
         except (OSError, ValueError) as error:
             raise UserError(f"No tokenizer can be opened at {data.tokenizer}; correct data.tokenizer.") from error
     with tempfile.TemporaryDirectory() as folder:

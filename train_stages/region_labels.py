@@ -8,6 +8,7 @@ from typing import Literal
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..vision_towers.errors import UserError
+from ..vision_towers.packaged import model_source
 from .records import Record, Region
 
 ObjectLabels = Literal["cluster", "category", "tags"]
@@ -101,6 +102,6 @@ class TextClasses:
 def open_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """A tokenizer that transformers can read from a folder or the hub cache. Raises UserError when it cannot."""
     try:
-        return AutoTokenizer.from_pretrained(str(path))
+        return AutoTokenizer.from_pretrained(model_source(path))
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer can be opened at '{path}'; give the folder of one as data.tokenizer") from error

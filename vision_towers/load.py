@@ -12,12 +12,15 @@ from transformers.utils import logging
 
 from .describe import describe_tower, registered_towers
 from .errors import UserError
+from .packaged import model_source
 from .region_boxes import HALF_PRECISION
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionModel
 
 READOUTS = ("rice", "roi")
+# Where the tower stands in a LLaVA, in the layout of files and in that of memory.
+IN_LLAVA = {r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": ""}
 
 
 def load_tower(
@@ -36,7 +39,7 @@ def load_tower(
     Raises:
         UserError: nothing to open there, no such readout for this tower, or tensors missing from the checkpoint.
     """
-    source = str(name_or_path)
+    source = model_source(name_or_path)
     if readout is not None and readout not in READOUTS:
         raise UserError(f"readout must be one of {', '.join(READOUTS)}, got {readout!r}.")
     with _quietly(keep_bars=not Path(source).is_dir()):
@@ -59,6 +62,11 @@ def load_tower(
 def _vision_config(source: str) -> PreTrainedConfig:
     """The configuration of the tower at `source`, or of the vision part of the model there."""
     try:
+        fields, _ = PreTrainedConfig.get_config_dict(source)
+        part = fields.get("vision_config")
+        if isinstance(part, dict) and part.get("model_type") in registered_towers():
+            # Read without the whole model's own class, which may be one that this package does not know.
+            return AutoConfig.for_model(**part)
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise UserError(f"no tower can be opened at {source!r}: {_sentence(error)}") from error
@@ -77,6 +85,7 @@ def _load(model_class, source: str, config: PreTrainedConfig, dtype: torch.dtype
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below, in one sentence instead of a table
             use_safetensors=True,
+            key_mapping=IN_LLAVA,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the weights at {source!r} cannot be opened: {_sentence(error)}") from error

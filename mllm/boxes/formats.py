@@ -130,6 +130,8 @@ _FORMATS = {
             CoordinateGrid("padded_square", 1000),
             BracketSyntax(decimals=3, comma=",", several_in_one=True),
         ),
+        # Ours, for small models: the fewest tokens, in the frame in which the image tokens lie.
+        BoxFormat("square100", CoordinateGrid("padded_square", 100), BracketSyntax(decimals=0, comma=",")),
         BoxFormat("int1000", CoordinateGrid("original", 1000), BracketSyntax(decimals=0)),
         BoxFormat(
             "qwen2",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...vision_towers.errors import UserError
+from ...vision_towers.packaged import model_source
 
 STAGE_FILE = "stage.json"
 _PACKAGES = ("regiontower", "torch", "torchvision", "transformers", "accelerate", "peft", "numpy", "pillow")
@@ -43,7 +44,7 @@ def parent_record(parent: Path | str) -> dict[str, Any]:
 
     A parent that is no directory here (the id of a model on a hub) has no hash.
     """
-    folder = Path(parent)
+    folder = Path(model_source(parent))
     if not folder.is_dir():
         return {"path": str(parent), "weights_sha256": None, "stage": None}
     stage = read_stage(folder)
