@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 from ..mllm.boxes import Boxes, ImageFrame
 from ..mllm.processing import RegionLlavaProcessor
-from ..mllm.prompts import assistant_message, user_message
 from ..vision_towers.errors import UserError
 from .conversations import RenderedTurn
+from .turn_text import TurnText
 
 IGNORED = -100  # label of a token that is not learned
 
@@ -32,19 +34,12 @@ def conversation_ids(
     """
     ids: list[int] = []
     labels: list[int] = []
-    messages: list[dict] = []
-    text = ""
-    for number, turn in enumerate(turns):
-        messages.append(user_message(turn.question, with_image=number == 0))
-        asked = processor.apply_chat_template(messages, add_generation_prompt=True)
-        messages.append(assistant_message(turn.answer))
-        answered = processor.apply_chat_template(messages)
-        if not (asked.startswith(text) and answered.startswith(asked)):
-            raise UserError("the chat template rewrites earlier turns; use one that only appends.")
+    texts = turn_text(processor).pieces([(turn.question, turn.answer) for turn in turns], with_image=True)
+    for number, (turn, (asked, answered)) in enumerate(zip(turns, texts, strict=True)):
         write = processor.write if number == 0 else processor.write_regions
-        question = write(asked[len(text) :], frame, Boxes(list(turn.boxes)))
+        question = write(asked, frame, Boxes(list(turn.boxes)))
         question_ids = processor.tokenizer(question, add_special_tokens=number == 0)["input_ids"]
-        answer_ids = processor.tokenizer(answered[len(asked) :], add_special_tokens=False)["input_ids"]
+        answer_ids = processor.tokenizer(answered, add_special_tokens=False)["input_ids"]
         if len(ids) + len(question_ids) + len(answer_ids) > max_tokens:
             if number == 0:
                 needed = len(question_ids) + len(answer_ids)
@@ -54,5 +49,12 @@ def conversation_ids(
             return ids, labels, number
         ids += [*question_ids, *answer_ids]
         labels += [*([IGNORED] * len(question_ids)), *answer_ids]
-        text = answered
     return ids, labels, len(turns)
+
+
+@lru_cache(maxsize=8)
+def turn_text(owner: Any) -> TurnText:
+    """The `TurnText` of a tokenizer or processor."""
+    return TurnText(
+        lambda messages, opening: owner.apply_chat_template(messages, add_generation_prompt=opening, tokenize=False)
+    )

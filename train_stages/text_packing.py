@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..mllm.boxes import BoxFormat, ImageFrame
+from .conversation_ids import turn_text
 from .conversations import describe_scene, render_turns, sample_conversation, text_messages
 from .records import Record
-from .tokenizer import END_TOKEN, EOS_TOKEN, token_id
+from .tokenizer import EOS_TOKEN, token_id
 
 IGNORE = -100  # label of a token that the loss leaves out
 FILL_TRIES = 4  # further documents tried to fill a row
@@ -49,7 +50,7 @@ class ConversationTexts:
         self.tokenizer, self.box_format, self.mix = tokenizer, box_format, mix
         self.turns, self.scene_text, self.max_regions = turns, scene_text, max_regions
         self.loss_on = loss_on
-        self.end_id, self.eos_id = token_id(tokenizer, END_TOKEN), token_id(tokenizer, EOS_TOKEN)
+        self.eos_id = token_id(tokenizer, EOS_TOKEN)
 
     def __call__(self, record: Record, rng: random.Random, limit: int) -> Document | None:
         """A document of at most `limit` tokens (turns are left out from the end until it fits).
@@ -63,18 +64,24 @@ class ConversationTexts:
         shown = describe_scene(record, rng, self.box_format, frame) if rng.random() < self.scene_text else ""
         if not turns:
             return None
-        messages = text_messages(turns, self.box_format, frame, shown)
-        encoded: Any = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-        ids, answers = encoded["input_ids"], encoded["assistant_masks"]
-        turn_ends = [position for position, token in enumerate(ids) if token == self.end_id][1::2]
-        fitting = [position + 1 for position in turn_ends if position + 2 <= limit]  # and the end-of-text token
-        return self._document(ids[: fitting[-1]], answers) if fitting else None
+        messages = [message["content"] for message in text_messages(turns, self.box_format, frame, shown)]
+        pairs = list(zip(messages[::2], messages[1::2], strict=True))
+        ids: list[int] = []
+        answers: list[bool] = []
+        for asked, answered in turn_text(self.tokenizer).pieces(pairs, with_image=False):
+            encoded: list[list[int]] = self.tokenizer([asked, answered], add_special_tokens=False)["input_ids"]  # pyright: ignore
+            question_ids, answer_ids = encoded
+            if len(ids) + len(question_ids) + len(answer_ids) + 1 > limit:  # and the end-of-text token
+                break
+            ids += [*question_ids, *answer_ids]
+            answers += [False] * len(question_ids) + [True] * len(answer_ids)
+        return self._document(ids, answers) if ids else None
 
-    def _document(self, ids: list[int], answers: list[int]) -> Document:
+    def _document(self, ids: list[int], answers: list[bool]) -> Document:
         if self.loss_on == "all":
             labels = list(ids)
         else:
-            labels = [token if answer else IGNORE for token, answer in zip(ids, answers, strict=False)]
+            labels = [token if answer else IGNORE for token, answer in zip(ids, answers, strict=True)]
         return Document([*ids, self.eos_id], [*labels, self.eos_id if self.loss_on == "all" else IGNORE])
 
 
