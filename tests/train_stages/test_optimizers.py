@@ -1,0 +1,100 @@
+"""Muon beside AdamW: which tensors go where, the same steps as torch's own two, and a state that comes back."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from regiontower.train_stages.engine import Part
+from regiontower.train_stages.engine.optimizers import MuonAndAdamW, build_optimizer
+from regiontower.train_stages.engine.parts import parameter_groups
+from regiontower.train_stages.train_config import TrainConfig
+
+TRAIN = TrainConfig(steps=3, optimizer="muon", weight_decay=0.1, betas=(0.9, 0.98))
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(10, 8)
+        self.hidden = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.patches = nn.Conv2d(3, 8, 2)
+        self.centres = nn.Parameter(torch.randn(5, 8))
+        self.lm_head = nn.Linear(8, 10, bias=False)
+
+    def forward(self):
+        x = self.hidden(self.table.weight) @ self.centres.T
+        return x.square().mean() + self.lm_head(self.centres).square().mean() + self.patches.weight.square().mean()
+
+
+def groups(model, muon_lr=2.0):
+    return parameter_groups(model, [Part("all", ("",), 0.01)], 0.1, muon_lr=muon_lr)
+
+
+def steps(model, optimizer, count=3):
+    for _ in range(count):
+        optimizer.zero_grad()
+        model().backward()
+        optimizer.step()
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+
+
+def test_muon_takes_hidden_matrices_alone():
+    model = Tiny()
+    found = {name for name, p in model.named_parameters() for g in groups(model) if g["muon"] and p is g["params"][0]}
+    assert found == {"hidden.0.weight"}  # the first of its group; the other one:
+    (hidden,) = (group for group in groups(model) if group["muon"])
+    assert [id(p) for p in hidden["params"]] == [id(model.hidden[0].weight), id(model.hidden[2].weight)]
+    assert hidden["lr"] == pytest.approx(0.02) and all(g["lr"] == 0.01 for g in groups(model) if not g["muon"])
+    assert not any(group["muon"] for group in parameter_groups(model, [Part("all", ("",), 0.01)], 0.1))
+
+
+def test_a_tied_head_is_a_table():
+    model = Tiny()
+    model.lm_head.weight = model.table.weight
+    assert sum(len(group["params"]) for group in groups(model) if group["muon"]) == 2
+
+
+def test_steps_are_those_of_torchs_own_optimizers():
+    ours, theirs = Tiny(), Tiny()
+    found = steps(ours, build_optimizer(groups(ours), TRAIN, "cpu"))
+
+    matrices = [theirs.hidden[0].weight, theirs.hidden[2].weight]
+    chosen = {id(matrix) for matrix in matrices}
+    decayed = [theirs.patches.weight, theirs.centres, theirs.lm_head.weight]
+    bare = [p for p in theirs.parameters() if id(p) not in chosen | {id(d) for d in decayed}]
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": bare, "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.98)
+    )
+    for _ in range(3):
+        theirs.zero_grad()
+        theirs().backward()
+        muon.step()
+        adamw.step()
+    for name, tensor in theirs.named_parameters():
+        torch.testing.assert_close(found[name], tensor.detach(), msg=name)
+
+
+def test_the_state_comes_back_and_a_scheduler_reaches_both():
+    model = Tiny()
+    optimizer = build_optimizer(groups(model), TRAIN, "cpu")
+    steps(model, optimizer, 2)
+    saved, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+    straight = steps(model, optimizer, 2)
+
+    again = Tiny()
+    again.load_state_dict(weights)
+    restored = build_optimizer(groups(again), TRAIN, "cpu")
+    restored.load_state_dict(saved)
+    for name, tensor in steps(again, restored, 2).items():
+        assert torch.equal(tensor, straight[name]), name
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(restored, lambda step: 0.0)
+    scheduler.step()
+    before = {name: tensor.detach().clone() for name, tensor in again.named_parameters()}
+    for name, tensor in steps(again, restored, 1).items():
+        assert torch.equal(tensor, before[name]), name
+    assert isinstance(restored, MuonAndAdamW)
