@@ -22,7 +22,10 @@ SMALL = [
     "train.threads=1",
     "train.log_steps=5",
     "data.regions_per_image=4",
+    "data.object_labels=category",
 ]
+# The recipes are the second part of a stage 0; here it starts from nothing.
+NEW = ["model.tower=null", "model.keep_heads=false"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def recipe(data, name, *overrides):
         f"data.tokenizer={data}/tokenizer",
         f"data.cache_dir={data}/pixels",
     ]
-    return load_recipe(name, PretrainRecipe, [*SMALL, *common, *overrides])
+    return load_recipe(name, PretrainRecipe, [*SMALL, *NEW, *common, *overrides])
 
 
 def losses(run_dir):
@@ -137,6 +140,32 @@ def test_training_goes_on_from_a_tower(rice_run, data, tmp_path):
     assert "tower" in json.loads((result.run_dir / "stage.json").read_text())["parents"]
 
 
+def test_heads_go_on_with_their_tower(rice_run, data, tmp_path):
+    """Frozen centres of the second run are those the first one left."""
+    overrides = (f"model.tower={rice_run.run_dir}", "model.keep_heads=true", "lr.heads=0", "train.steps=2")
+    result = pretrain(recipe(data, "rice-nano", *overrides), tmp_path / "next", device="cpu")
+    before, after = (load_file(run.run_dir / "centres.safetensors") for run in (rice_run, result))
+    assert set(before) == {"object", "ocr"} and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_heads_of_other_classes_or_another_objective_are_refused(rice_run, data, tmp_path):
+    keep = (f"model.tower={rice_run.run_dir}", "model.keep_heads=true", "train.steps=1")
+    with pytest.raises(UserError, match="other object classes"):
+        pretrain(recipe(data, "rice-nano", *keep, "data.object_labels=tags"), tmp_path / "a", device="cpu")
+    with pytest.raises(UserError, match="another objective"):
+        pretrain(recipe(data, "clip-nano", *keep), tmp_path / "b", device="cpu")
+    with pytest.raises(UserError, match=r"set model\.tower"):
+        pretrain(recipe(data, "rice-nano", "model.keep_heads=true", "train.steps=1"), tmp_path / "c", device="cpu")
+
+
+def test_small_zoomed_views_train_too(data, tmp_path):
+    for name in ("rice-nano-zoom", "clip-nano-zoom"):
+        small = ("model.clip={embed_dim: 32, text_hidden: 32, text_layers: 1, text_heads: 2}", "data.view=28")
+        result = pretrain(recipe(data, name, *small, "train.steps=12"), tmp_path / name, device="cpu")
+        log = losses(result.run_dir)
+        assert log[-1] < log[0]
+
+
 def test_clip_reduces_its_loss_and_opens_as_a_tower(data, tmp_path):
     small_text = "model.clip={embed_dim: 32, text_hidden: 32, text_layers: 1, text_heads: 2}"
     wanted = recipe(data, "clip-nano", "train.steps=30", small_text, "lr.tower=3e-3", "lr.heads=3e-3")
@@ -148,6 +177,12 @@ def test_clip_reduces_its_loss_and_opens_as_a_tower(data, tmp_path):
     assert text.config.hidden_size == 32
     heads = load_file(result.run_dir / "clip_heads.safetensors")
     assert heads["image_projection"].shape == (32, 64)
+
+    keep = (f"model.tower={result.run_dir}", "model.keep_heads=true", "lr.heads=0", "train.steps=1", small_text)
+    again = pretrain(recipe(data, "clip-nano", *keep), tmp_path / "again", device="cpu")
+    assert all(torch.equal(load_file(again.run_dir / "clip_heads.safetensors")[name], heads[name]) for name in heads)
+    for name, tensor in CLIPTextModel.from_pretrained(again.run_dir / "text_tower").state_dict().items():
+        assert torch.equal(tensor, text.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
@@ -178,7 +213,7 @@ def test_wrong_recipes_name_the_key(data, override, sentence):
 
 
 def test_the_packaged_recipes_ask_for_their_data_alone():
-    for name in ("rice-nano", "clip-nano"):
+    for name in ("rice-nano", "clip-nano", "rice-nano-zoom", "clip-nano-zoom"):
         with pytest.raises(UserError, match=r"data(\.records)? is missing"):
             load_recipe(name, PretrainRecipe)
         assert load_recipe(name, PretrainRecipe, ["data.records=x"]).model.size.hidden_size == 192

@@ -178,6 +178,55 @@ def test_boxes_less_than_half_visible_are_dropped():
     assert dropped > 50
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 40), st.integers(0, 40), st.integers(4, 16), st.integers(4, 16))
+def test_a_zoomed_view_shows_a_region_whole_and_larger(seed, x, y, width, height):
+    boxes = Boxes([[x, y, x + width, y + height]])
+    pixels = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+    pixels[:, y : y + height, x : x + width] = 255
+    config = AugmentConfig(1.0, 0.0, 0.0, zoom=1.0, zoom_max=2.0)
+    view, moved, kept = random_view(pixels, boxes, config, np.random.default_rng(seed), side=28)
+    assert view.shape == (3, 28, 28) and kept.tolist() == [0]
+    x1, y1, x2, y2 = moved.xyxy[0]
+    assert max(x2 - x1, y2 - y1) >= 28 / 2.0 * 0.85  # the window's side is rounded up to whole pixels
+    assert (x2 - x1) / (y2 - y1) == pytest.approx(width / height)
+    ys, xs = (view[0] > 127).nonzero(as_tuple=True)
+    np.testing.assert_allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], moved.xyxy[0], atol=2.5)
+
+
+def test_views_have_the_side_that_is_asked_for(cache):
+    classes = ObjectClasses.of(RECORDS, "category", True)
+    item = RegionDataset(cache, classes, None, 4, STILL, view=28)[0]
+    assert item["pixel_values"].shape == (3, 28, 28)
+    assert set(item["boxes"][:, 0].tolist()) == {0.0, 7.0}  # half of 0 and 14
+
+
+def test_captions_of_a_view_name_what_it_shows(cache, tokenizer):
+    still = CaptionDataset(cache, tokenizer, 64, STILL, "visible")
+    assert len(still) == 2  # the record without regions is left out
+    seen = {tokenizer.decode(still[0]["input_ids"][:-1]) for _ in range(60)}
+    assert {"dog", "cup", "dog, cup", "cup, dog"} <= seen
+    named = {part for caption in seen for part in caption.split(", ")}
+    assert named == {"dog", "cup", '"to be or not to be"'}
+    near = CaptionDataset(cache, tokenizer, 64, AugmentConfig(1.0, 0.0, 0.0, zoom=1.0, zoom_max=1.05), "visible")
+    lengths = {len(tokenizer.decode(near[0]["input_ids"][:-1]).split(", ")) for _ in range(30)}
+    assert lengths == {1}  # a window of 17 px holds one region of 12 px, and less than half of its neighbour
+
+
+def test_tags_and_category_make_one_class():
+    records = [
+        Record(
+            image="a.png",
+            width=SIZE,
+            height=SIZE,
+            regions=[region(0, "star", tags=["red", "star"]), region(14, "star"), region(28, tags=["red"])],
+        )
+    ]
+    classes = ObjectClasses.of(records, "tags", True)
+    assert classes.names == ["red star", "star"]
+    assert classes.labels(records[0]) == [0, 1, NO_CLASS]
+
+
 def test_jitter_changes_light_alone():
     pixels = torch.randint(60, 190, (3, SIZE, SIZE), dtype=torch.uint8)
     view, _, _ = random_view(pixels, Boxes.empty(), AugmentConfig(1.0, 0.2, 0.2), np.random.default_rng(1))
@@ -185,7 +234,9 @@ def test_jitter_changes_light_alone():
     assert torch.corrcoef(torch.stack([view.flatten().float(), pixels.flatten().float()]))[0, 1] > 0.999
 
 
-@pytest.mark.parametrize("bad", [{"min_scale": 0.0}, {"brightness": 1.0}, {"contrast": -0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"min_scale": 0.0}, {"brightness": 1.0}, {"contrast": -0.1}, {"zoom": 1.1}, {"zoom_max": 0.9}]
+)
 def test_wrong_augmentations_are_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         AugmentConfig(**bad)
