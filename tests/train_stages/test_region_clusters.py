@@ -92,8 +92,8 @@ def test_crop_features_are_those_of_the_cut_out_picture(tower, cache):
 def test_equal_things_fall_into_one_cluster_again_and_again(tower, cache, feature):
     pytest.importorskip("faiss", reason="clusters need faiss")
     config = ClusterConfig(feature=feature, batch_size=5)
-    found = cluster_regions(tower, cache, 4, config)
-    again = cluster_regions(tower, cache, 4, config)
+    found = cluster_regions(tower, cache, 8, config)
+    again = cluster_regions(tower, cache, 8, config)
     assert all(np.array_equal(a, b) for a, b in zip(found.labels, again.labels, strict=True))
     np.testing.assert_allclose(np.linalg.norm(found.centres, axis=1), 1.0, rtol=1e-4)
     of_cluster: dict[int, Counter] = {}
