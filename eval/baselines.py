@@ -43,6 +43,7 @@ def trivial_baselines(
         },
         "referring": lambda found: {"majority_phrase": _constant("referring", found, _phrases(source), score_phrase)},
         "reading": lambda found: {"majority_text": _constant("reading", found, _transcripts(source), score_text)},
+        "absent": lambda found: {},  # "none" always would be right here and wrong on every row of grounding
     }
     return {name: of_kind[TASKS[name]](found) for name, found in rows.items()}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from ..train_stages.images import open_image
-from .scoring import score_grounding, score_phrase, score_text
+from .scoring import score_absent, score_grounding, score_phrase, score_text
 
 
 @functools.lru_cache(maxsize=2)
@@ -45,6 +45,20 @@ def process_referring(doc: Mapping, results: Sequence[str]) -> dict:
 def process_reading(doc: Mapping, results: Sequence[str]) -> dict:
     """Scores of one answer."""
     return _exact_match(doc, score_text(results[0], doc["answers"]))
+
+
+def process_absent(doc: Mapping, results: Sequence[str]) -> dict:
+    """Scores of one answer to a phrase that nothing fits."""
+    score = score_absent(results[0], (doc["width"], doc["height"]))
+    rejected = score.status == "none"
+    return {
+        "rejection": _scored(doc, rejected),
+        "prediction": {
+            "status": score.status,
+            "predicted_xyxy": None if score.predicted_xyxy is None else list(score.predicted_xyxy),
+            "correct": rejected,
+        },
+    }
 
 
 def mean_score(items: Sequence[Mapping]) -> float:

@@ -20,6 +20,10 @@ from .task_rows import TASKS
 PICTURE_SIDE = 480  # pixels of the longer side in the gallery
 TRUE_COLOR, MODEL_COLOR = "lime", "magenta"  # of very different lightness, for the colour-blind
 _ANSWER_LENGTH = 160
+_LEGENDS = {  # of the tasks whose answer is a box
+    "grounding": "green: the true box, pink: the model's",
+    "absent": "nothing in the picture fits; pink: a box that the model gave all the same",
+}
 
 
 def write_report(
@@ -80,25 +84,26 @@ def _gallery(name: str, rows: Sequence[Mapping[str, Any]], count: int) -> dict[s
     # Every k-th row: neither the first images only, nor the flattering ones.
     count = min(count, len(rows))
     chosen = [rows[index * len(rows) // count] for index in range(count)]
-    grounding = TASKS[name] == "grounding"
     return {
         "task": TASKS[name],
         "n": len(rows),
-        "legend": "green: the true box, pink: the model's" if grounding else "green: the box that is asked about",
-        "pictures": [_picture(row, grounding) for row in chosen],
+        "legend": _LEGENDS.get(TASKS[name], "green: the box that is asked about"),
+        "pictures": [_picture(row, TASKS[name] in _LEGENDS) for row in chosen],
     }
 
 
-def _picture(row: Mapping[str, Any], grounding: bool) -> dict[str, Any]:
-    boxes = {TRUE_COLOR: row["target"] if grounding else row["prompt_boxes"][0]}
-    if grounding and row["predicted_xyxy"] is not None:
+def _picture(row: Mapping[str, Any], located: bool) -> dict[str, Any]:
+    """located: the answer is a box, or that there is none."""
+    boxes = {TRUE_COLOR: row["target"] if located else row["prompt_boxes"][0]}
+    if located and row["predicted_xyxy"] is not None:
         boxes[MODEL_COLOR] = row["predicted_xyxy"]
+    boxes = {color: box for color, box in boxes.items() if box}
     answer = row["answer"]
     return {
         "source": _data_url(_with_boxes(open_image(row["image"]), boxes), "JPEG"),
         "question": row["question"],
         "answer": (answer[:_ANSWER_LENGTH] + " ...") if len(answer) > _ANSWER_LENGTH else answer or "(no answer)",
-        "target": None if grounding else " / ".join(row["target"]),
+        "target": None if located else " / ".join(row["target"]),
         "iou": row.get("iou"),
         "correct": row["correct"],
     }

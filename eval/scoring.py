@@ -83,6 +83,12 @@ def score_grounding(answer: str, target_xyxy: Sequence[float], size: tuple[int, 
     return score_box(parsed.boxes[0], target_xyxy) if parsed.status == "boxes" else BoxScore(parsed.status, None, 0.0)
 
 
+def score_absent(answer: str, size: tuple[int, int]) -> BoxScore:
+    """What an answer about a phrase that nothing fits says: status "none" is right. See `score_grounding`."""
+    parsed = box_format(ANSWER_FORMAT).parse(answer, ImageFrame.identity(size))
+    return BoxScore(parsed.status, parsed.boxes[0] if parsed.status == "boxes" else None, 0.0)
+
+
 def score_phrase(answer: str, true_phrases: Sequence[str]) -> bool:
     """Is the answer among the phrases that are true of the asked box alone?
 
@@ -106,6 +112,7 @@ METRICS: dict[str, dict[str, str]] = {
     "grounding": {"acc50": "correct", "miou": "iou", "parse_rate": "parsed"},
     "referring": {"em": "correct"},
     "reading": {"em": "correct"},
+    "absent": {"rejection": "correct"},
 }
 
 

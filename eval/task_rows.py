@@ -1,4 +1,4 @@
-"""Region records -> the rows of our three tasks. A row is one question with everything that scoring it needs."""
+"""Region records -> the rows of our tasks. A row is one question with everything that scoring it needs."""
 
 import functools
 import random
@@ -12,7 +12,9 @@ from ..train_stages.records import Record
 from ..vision_towers.errors import UserError
 
 PREFIX = "regiontower_"  # lmms-eval's own names win over ours, so ours must be ours alone
-TASKS = {PREFIX + kind: kind for kind in ("grounding", "referring", "reading")}
+TASKS = {PREFIX + kind: kind for kind in ("grounding", "referring", "reading", "absent")}
+
+NO_REGION = -1
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,10 @@ class TaskRow:
     """One question. Boxes are xyxy in pixels of the original image after EXIF transpose.
 
     image: absolute path. width, height: of that raster, pixels. image_id: the record's `image`; rows of one image share
-    it. region_index: position of the region in its record. phrase: what grounding asks for, else "". question: the
-    text, with one `<region>` for each prompt box. prompt_boxes: the boxes of the question (none for grounding).
-    target_xyxy: the region's box. answers: the accepted answers (none for grounding).
+    it. region_index: position of the region in its record, `NO_REGION` where nothing fits. phrase: what grounding and
+    absent ask for, else "". question: the text, with one `<region>` for each prompt box. prompt_boxes: the boxes of the
+    question (none where a phrase is asked for). target_xyxy: the region's box, empty where nothing fits. answers: the
+    accepted answers (none where a phrase is asked for).
     """
 
     image: str
@@ -58,6 +61,7 @@ def task_rows(
     - `regiontower_grounding`: one row for each image and phrase that is true of exactly one of its regions.
     - `regiontower_referring`: one row for each region with at least one such phrase; all of them are accepted.
     - `regiontower_reading`: one row for each region with a transcript.
+    - `regiontower_absent`: one row for each image and phrase of which the record says that nothing fits it.
 
     Args:
         records: what `train_stages.record_io.read_records` returns.
@@ -81,6 +85,7 @@ def task_rows(
             "reading": [
                 row(index, READ, answers=[region.ocr]) for index, region in enumerate(record.regions) if region.ocr
             ],
+            "absent": [row(NO_REGION, LOCATE.format(phrase=phrase), phrase=phrase) for phrase in record.absent],
         }
         for name, found in rows.items():
             found += asked[TASKS[name]]
@@ -90,7 +95,7 @@ def task_rows(
 def _row(
     record: Record, image: str, index: int, question: str, phrase: str = "", answers: Sequence[str] = ()
 ) -> TaskRow:
-    box = list(record.regions[index].box_xyxy)
+    box = [] if index == NO_REGION else list(record.regions[index].box_xyxy)
     return TaskRow(
         image=image,
         width=record.width,

@@ -126,7 +126,7 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="A file of region records.")],
     out: Out,
     tasks: Annotated[
-        str, typer.Option(help="Comma separated: grounding, referring, reading; all of them by default.")
+        str, typer.Option(help="Comma separated: grounding, referring, reading, absent; all of them by default.")
     ] = "",
     format_: RecordFormat = "records",
     image_root: ImageRoot = None,

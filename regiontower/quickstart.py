@@ -29,6 +29,16 @@ SMALL_TOWER = {
     "model.size.layers": 4,
     "model.size.heads": 4,
     "model.size.intermediate_size": 512,
+    # From nothing, on categories: there is no time for a first part and for clusters.
+    "model.tower": None,
+    "model.keep_heads": False,
+    "data.object_labels": "category",
+    "data.regions_per_image": 10,
+    "train.batch_size": 16,
+    "train.optimizer": "adamw",
+    "train.precision": "fp32",
+    "lr.tower": 1e-3,
+    "lr.heads": 1e-3,
 }
 SCENES_PER_MINUTE = 400  # training scenes for each minute of training
 MIN_SCENES = 64

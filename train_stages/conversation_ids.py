@@ -35,11 +35,14 @@ def conversation_ids(
     ids: list[int] = []
     labels: list[int] = []
     texts = turn_text(processor).pieces([(turn.question, turn.answer) for turn in turns], with_image=True)
+    pieces: list[str] = []
     for number, (turn, (asked, answered)) in enumerate(zip(turns, texts, strict=True)):
         write = processor.write if number == 0 else processor.write_regions
-        question = write(asked, frame, Boxes(list(turn.boxes)))
-        question_ids = processor.tokenizer(question, add_special_tokens=number == 0)["input_ids"]
-        answer_ids = processor.tokenizer(answered, add_special_tokens=False)["input_ids"]
+        pieces += [write(asked, frame, Boxes(list(turn.boxes))), answered]
+    # Two calls instead of one a piece: a call costs as much as the words of ten pieces.
+    first = processor.tokenizer(pieces[0])["input_ids"]
+    encoded = [first, *processor.tokenizer(pieces[1:], add_special_tokens=False)["input_ids"]]
+    for number, (question_ids, answer_ids) in enumerate(zip(encoded[::2], encoded[1::2], strict=True)):
         if len(ids) + len(question_ids) + len(answer_ids) > max_tokens:
             if number == 0:
                 needed = len(question_ids) + len(answer_ids)

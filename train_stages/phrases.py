@@ -7,12 +7,14 @@ a region that carries the phrase already. `absent` phrases have no referent and 
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # records.py needs normalise_phrase
     from .records import Record
 
 
+@lru_cache(maxsize=1 << 16)  # the same phrases come back in every epoch
 def normalise_phrase(text: str) -> str:
     """Fold case, Unicode composition and runs of white space: `"The  Red\\tcup "` -> `"the red cup"`."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())

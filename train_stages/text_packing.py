@@ -68,9 +68,9 @@ class ConversationTexts:
         pairs = list(zip(messages[::2], messages[1::2], strict=True))
         ids: list[int] = []
         answers: list[bool] = []
-        for asked, answered in turn_text(self.tokenizer).pieces(pairs, with_image=False):
-            encoded: list[list[int]] = self.tokenizer([asked, answered], add_special_tokens=False)["input_ids"]  # pyright: ignore
-            question_ids, answer_ids = encoded
+        pieces = [piece for turn in turn_text(self.tokenizer).pieces(pairs, with_image=False) for piece in turn]
+        encoded: list[list[int]] = self.tokenizer(pieces, add_special_tokens=False)["input_ids"]  # pyright: ignore
+        for question_ids, answer_ids in zip(encoded[::2], encoded[1::2], strict=True):
             if len(ids) + len(question_ids) + len(answer_ids) + 1 > limit:  # and the end-of-text token
                 break
             ids += [*question_ids, *answer_ids]

@@ -27,6 +27,7 @@ def write_records(folder: Path, *, images: int = 4, with_ocr: bool = True) -> Pa
             blue["ocr"] = "Hello World"
         red = {"box_xyxy": RED, "texts": ["the red box", "the left one", "a thing"]}
         record = {"image": name, "width": SIZE[0], "height": SIZE[1], "regions": [red, blue]}
+        record["absent"] = ["a cow"]
         lines.append(json.dumps(record))
     path = folder / "records.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -43,6 +44,7 @@ ANSWERS = {
         "[600, 250",
         "[600, 250, 750, 875]",  # the left half: IoU 0.5
     ],
+    "Where is a cow?": ["none", "None.", "[0, 0, 10, 10]", "[0, 0"],
     ("What is in <region>?", "red"): ["The  RED box.", "the left one", "a thing", "the blue box"],
     ("What is in <region>?", "blue"): ["the blue box", "THE BLUE BOX", "blue box", ""],
     ("Read <region>.", "blue"): ["hello  world", "Hello", "Hello World."],
@@ -106,6 +108,7 @@ def expected() -> dict[str, dict]:
         "regiontower_grounding": {"n": 12, "acc50": 10 / 12, "miou": 9.5 / 12, "parse_rate": 10 / 12},
         "regiontower_referring": {"n": 8, "em": 4 / 8},
         "regiontower_reading": {"n": 3, "em": 1 / 3},
+        "regiontower_absent": {"n": 4, "rejection": 2 / 4},
     }
 
 

@@ -33,8 +33,8 @@ def test_known_answers_give_known_figures(records_path, make_chat, expected, tmp
     for figures in result.tasks.values():
         for metric, (low, high) in figures["ci95"].items():
             assert 0.0 <= low <= figures[metric] <= high <= 1.0 and low < high
-    assert len(known.asked) == len(set(known.asked)) == 23
-    # Questions about one image go together: 5 or 6 of its 23 fill a batch of 4 before the next image begins.
+    assert len(known.asked) == len(set(known.asked)) == 27
+    # Questions about one image go together: 6 or 7 of its 27 fill a batch of 4 before the next image begins.
     pictures = [number for number, *_ in known.asked]
     assert pictures == sorted(pictures)
     assert set(known.batches) == {4, 3}
@@ -80,7 +80,7 @@ def test_a_cut_off_run_asks_only_what_is_missing(records_path, make_chat, tmp_pa
 
     chat, second = make_chat(batch_size=4)
     resumed = evaluate(chat, records_path, out=out)
-    assert len(second.asked) == 15
+    assert len(second.asked) == 19
     assert set(first.asked).isdisjoint(second.asked)
     assert resumed.tasks == straight.tasks
     assert resumed.samples == straight.samples
@@ -92,7 +92,7 @@ def test_answers_of_other_weights_are_not_reused(records_path, make_chat, tmp_pa
         evaluate(make_chat(batch_size=4, fail_after=10)[0], records_path, out=out)
     chat, known = make_chat(batch_size=4, weight=1.5)
     evaluate(chat, records_path, out=out)
-    assert len(known.asked) == 23
+    assert len(known.asked) == 27
 
 
 def test_a_finished_run_is_done_again(records_path, make_chat, tmp_path):
@@ -104,7 +104,7 @@ def test_a_finished_run_is_done_again(records_path, make_chat, tmp_path):
     assert not (out / "results.json").exists()  # the old figures do not outlive the crash
     chat, known = make_chat()
     assert evaluate(chat, records_path, out=out).tasks == first.tasks
-    assert len(known.asked) == 23
+    assert len(known.asked) == 27
 
 
 def test_the_process_is_left_as_it_was(records_path, make_chat, tmp_path, monkeypatch):

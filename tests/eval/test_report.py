@@ -28,6 +28,10 @@ def result(records_path, tmp_path):
         "regiontower_grounding": rows,
         "regiontower_referring": [{"doc_id": 0, **common, **refer, "correct": True}],
         "regiontower_reading": [],
+        "regiontower_absent": [
+            {"doc_id": 0, **common, **where, **found, "target": [], "iou": None, "answer": "a", "correct": False},
+            {"doc_id": 1, **common, **where, "target": [], "predicted_xyxy": None, "answer": "none", "correct": True},
+        ],
     }
     results = {
         "tasks": {name: summarise(name.removeprefix("regiontower_"), found) for name, found in samples.items()},
@@ -59,7 +63,7 @@ def test_the_page_needs_no_other_file(result, tmp_path):
     assert "Where is the &lt;b&gt;red&lt;/b&gt; box?" in html and "a &lt;model&gt;" in html  # escaped
     assert "x" * 161 not in html and "(no answer)" in html
     shown = pictures(html)
-    assert len(shown) == 4
+    assert len(shown) == 6
     assert shown[0].getpixel((5, 5)) == (0, 0, 255)
 
 
@@ -80,4 +84,4 @@ def test_true_and_predicted_boxes_are_drawn_where_they_are(result, tmp_path):
 
 def test_the_gallery_is_limited_and_spread(result, tmp_path):
     html = write_report(result, tmp_path / "report", gallery=1).read_text()
-    assert len(pictures(html)) == 2  # one for each task with rows
+    assert len(pictures(html)) == 3  # one for each task with rows

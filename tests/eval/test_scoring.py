@@ -3,7 +3,15 @@ import random
 import numpy as np
 import pytest
 
-from regiontower.eval.scoring import restate_boxes, score_box, score_grounding, score_phrase, score_text, summarise
+from regiontower.eval.scoring import (
+    restate_boxes,
+    score_absent,
+    score_box,
+    score_grounding,
+    score_phrase,
+    score_text,
+    summarise,
+)
 from regiontower.mllm.boxes import Boxes, ImageFrame, box_format
 
 SIZE = (200, 100)
@@ -41,6 +49,16 @@ def test_one_convention_and_the_first_box(answer, iou, status):
     assert score.parsed == (status == "boxes")
     assert score.correct == (iou >= 0.5)
     assert (score.predicted_xyxy is None) == (status != "boxes")
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [("none", "none"), ("There is none.", "none"), ("[250, 250, 750, 750]", "boxes"), ("[250, 250", "malformed")],
+)
+def test_only_an_answer_without_any_box_rejects(answer, status):
+    score = score_absent(answer, SIZE)
+    assert score.status == status and score.iou == 0.0
+    assert score.predicted_xyxy == (tuple(TARGET) if status == "boxes" else None)
 
 
 def test_a_grid_of_27_boxes_is_judged_by_its_first():

@@ -20,6 +20,7 @@ def test_the_folder_lies_in_the_cache_and_is_made_once(records_path, isolated_ca
     folder = task_folder(records_path)
     assert folder.parent == isolated_cache / "regiontower" / "tasks"
     assert sorted(path.name for path in folder.glob("*.yaml")) == [
+        "regiontower_absent.yaml",
         "regiontower_grounding.yaml",
         "regiontower_reading.yaml",
         "regiontower_referring.yaml",

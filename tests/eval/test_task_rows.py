@@ -43,6 +43,13 @@ def test_reading_has_one_row_for_each_transcript(records):
     assert all(row.question == "Read <region>." and row.prompt_boxes == [row.target_xyxy] for row in rows)
 
 
+def test_absent_has_one_row_for_each_phrase_that_nothing_fits(records):
+    rows = task_rows(records)["regiontower_absent"]
+    assert [(row.question, row.phrase, row.region_index) for row in rows] == [("Where is a cow?", "a cow", -1)] * 4
+    assert all(row.target_xyxy == [] and row.prompt_boxes == [] and row.answers == [] for row in rows)
+    assert is_grounding_row(vars(rows[0]))  # its answer is read as boxes
+
+
 def test_rows_name_existing_files_and_their_size(records):
     for rows in task_rows(records).values():
         for row in rows:
@@ -53,7 +60,7 @@ def test_rows_name_existing_files_and_their_size(records):
 def test_only_the_asked_tasks(records):
     assert list(task_rows(records, tasks=["regiontower_reading"])) == ["regiontower_reading"]
     assert list(task_rows(records)) == list(TASKS)
-    with pytest.raises(UserError, match="regiontower_grounding, regiontower_referring, regiontower_reading"):
+    with pytest.raises(UserError, match=", ".join(TASKS)):
         task_rows(records, tasks=["refcoco"])
 
 
