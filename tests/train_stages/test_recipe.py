@@ -80,7 +80,7 @@ def test_numbers_without_a_dot_are_numbers(tmp_path):
         ({"data": {"sources": [{"root": "a"}, {"rot": "b"}]}}, ["data.sources.1.rot", "data.sources.1.root?"]),
         ({"train": {"steps": "many"}}, ["train.steps", "should be a valid integer", "'many'"]),
         ({"train": {"steps": 0}}, ["train.steps", "greater than 0"]),
-        ({"train": {"steps": 1, "optimizer": "lion"}}, ["train.optimizer", "'adamw' or 'sgd'", "'lion'"]),
+        ({"train": {"steps": 1, "optimizer": "lion"}}, ["train.optimizer", "'adamw', 'muon' or 'sgd'", "'lion'"]),
         ({"train": {"batch_size": 4}}, ["train", "one of steps, epochs and minutes"]),
         ({"train": 3}, ["train", "3"]),
         ({"lr": {"tower": "fast"}}, ["lr.tower", "valid number"]),
