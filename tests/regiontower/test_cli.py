@@ -93,7 +93,8 @@ def test_eval_ends_with_the_figures_of_each_task(run, tiny_mllm_dir, tmp_path):
     )
     run("scenes", tmp_path / "scenes", "--count", 2, "--seed", 1_000_000, "--preset", "easy")
     data = ("--data", tmp_path / "scenes" / "records.jsonl", "--limit", 2)
-    for tasks, expected in ((), {"grounding", "referring", "reading"}), (("--tasks", "grounding"), {"grounding"}):
+    every = {"grounding", "referring", "reading", "absent"}
+    for tasks, expected in ((), every), (("--tasks", "grounding"), {"grounding"}):
         status, output, errors = run("eval", tiny_mllm_dir, *data, "--out", tmp_path / "out", *tasks, "--json")
         assert status == 0, errors
         figures = json.loads(output.strip().splitlines()[-1])["tasks"]
