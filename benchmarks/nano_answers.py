@@ -2,8 +2,8 @@
 
     regiontower bench nano-answers OUT.png [--model nano] [--count 24] [--seed 0]
 
-Beside each picture the question, the model's answer and what would have been right. Red boxes are asked about, green ones
-are the model's.
+Above each picture the question, the model's answer and what would have been right. Red boxes are asked about, green
+ones are the model's.
 """
 
 import argparse
