@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from regiontower.mllm import load_mllm
+from regiontower.train_stages.engine.manifest import read_stage
 from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
 from regiontower.train_stages.pretrain import PretrainRecipe, pretrain
 from regiontower.train_stages.pretrain_lm import LMRecipe, pretrain_lm, tokenizer_corpus
@@ -51,8 +52,10 @@ class Build:
         torch.set_num_threads(threads)
 
     def run(self, until: str = STAGES[-1]) -> None:
-        """Every stage up to `until`."""
+        """Every stage up to `until`; a finished one is left as it is, without reading its data again."""
         for stage in STAGES[: STAGES.index(until) + 1]:
+            if (read_stage(self.run_dir(stage)) or {}).get("status") == "finished":
+                continue
             getattr(self, "make_" + stage.replace("-", "_"))()
 
     def run_dir(self, stage: str) -> Path:

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from regiontower.mllm.boxes import Boxes
+from regiontower.train_stages.cluster_quality import cluster_quality
 from regiontower.train_stages.normalise import PixelNorm
 from regiontower.train_stages.pixels import PixelCache
 from regiontower.train_stages.record_io import RecordSet, read_records, write_records
@@ -122,3 +123,17 @@ def test_too_many_clusters_are_refused(tower, cache):
     pytest.importorskip("faiss", reason="clusters need faiss")
     with pytest.raises(UserError, match="at most 16"):
         cluster_regions(tower, cache, 17)
+
+
+def test_quality_of_clusters_by_hand():
+    """Cluster 0: red star twice, blue star once; cluster 1: blue star alone; one unclustered and one unnamed region."""
+    regions = [
+        Region(box_xyxy=(0, 0, 5, 5), category="star", tags=[color], cluster=cluster)
+        for color, cluster in (("red", 0), ("red", 0), ("blue", 0), ("blue", 1), ("blue", None))
+    ]
+    regions.append(Region(box_xyxy=(0, 0, 5, 5), cluster=1))
+    found = cluster_quality([Record(image="a.png", width=9, height=9, regions=regions)])
+    assert (found["regions"], found["names"], found["clusters"]) == (4, 2, 2)
+    assert found["purity"] == pytest.approx(3 / 4)
+    assert found["nmi"] == pytest.approx(0.3437, abs=1e-3)  # I = 0.2158 nats over the mean of H = 0.6931 and 0.5623
+    assert cluster_quality([]) == {"regions": 0}
