@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-WEIGHTS_FOLDER = Path(str(files(__package__.partition(".")[0]))) / "weights"
+WEIGHTS_FOLDER = Path(str(files(__name__.partition(".")[0]))) / "weights"
 
 
 def packaged_models() -> tuple[str, ...]:
