@@ -30,13 +30,14 @@ MIN_POINTS = 2  # regions a centre, on average, below which clusters say nothing
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """feature: what is clustered: "crop", the pooled feature of the region cut out (with a margin) and enlarged to
-    `crop_side` pixels, as an image tower without regions sees it; or "region", the tower's own region embedding. The
-    paper clusters CLIP features of regions and does not say how they are cut. iterations: of k-means."""
+    """feature: what is clustered. "crop": the pooled feature of the region cut out and enlarged to `crop_side` pixels,
+    as an image tower without regions sees it; "masked_crop": the same with everything outside of the region's mask
+    (where it has one) filled with the mean colour; "region": the tower's own region embedding. The paper clusters CLIP
+    features of SAM's regions and does not say how they are cut. iterations: of k-means."""
 
-    feature: Literal["crop", "region"] = "crop"
+    feature: Literal["masked_crop", "crop", "region"] = "masked_crop"
     crop_side: int | None = None
-    batch_size: int = 64
+    batch_size: int = 256
     iterations: int = 20
     seed: int = 0
 
@@ -66,17 +67,21 @@ def cluster_regions(
         import faiss
     except ImportError as error:
         raise UserError("clustering needs faiss; install it with: pip install 'regiontower[label]'") from error
-    boxes, kept = [], []
+    boxes, kept, masks = [], [], []
     for record, frame in zip(cache.records, cache.frames, strict=True):
         visible, indices = frame.to_input(Boxes([region.box_xyxy for region in record.regions]))
         boxes.append(visible)
         kept.append(indices)
+        masks.append([record.regions[index].mask for index in indices])
     total = sum(map(len, boxes))
     if total < MIN_POINTS * clusters:
         raise UserError(f"{total} regions are too few for {clusters} clusters; ask for at most {total // MIN_POINTS}.")
-    read = crop_features if config.feature == "crop" else region_features
-    options = {"side": config.crop_side} if config.feature == "crop" else {}
-    found = read(tower, cache, range(len(cache)), boxes, config.batch_size, "features of regions", **options)
+    asked = (tower, cache, range(len(cache)), boxes, config.batch_size, "features of regions")
+    if config.feature == "region":
+        found = region_features(*asked)
+    else:
+        shown = masks if config.feature == "masked_crop" else None
+        found = crop_features(*asked, side=config.crop_side, masks=shown)
     features = normalize(torch.cat(list(found)), dim=-1).cpu().numpy()
     kmeans = faiss.Kmeans(
         features.shape[1],

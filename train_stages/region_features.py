@@ -5,17 +5,19 @@ from itertools import islice
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..mllm.boxes import Boxes
+from ..mllm.boxes import Boxes, letterbox_image, mean_colour
 from ..vision_towers import describe_tower, encode_regions
 from .augment import cut_square, square_around
 from .normalise import PixelNorm
 from .pixels import PixelCache
+from .records import Mask
 
-CROP_MARGIN = 1.15  # side of a cut-out square, in units of the region's longer side
+CROP_MARGIN = 1.05  # side of a cut-out square, in units of the region's longer side
 
 
 @torch.inference_mode()
@@ -52,22 +54,30 @@ def crop_features(
     boxes: Sequence[Boxes],
     batch_size: int,
     progress: str | None = None,
+    *,
     side: int | None = None,
+    masks: Sequence[Sequence[Mask | None]] | None = None,
 ) -> Iterator[Tensor]:
     """The pooled features `(R_i, hidden_size)` (float32) of the regions of each image, each cut out as a square and
     resized to `side` pixels (the tower's own size when absent). Arguments as in `region_features`.
+
+    masks: for each image the masks of its boxes, in original pixels; what lies outside of one is filled with the
+        tower's mean colour. None: nothing is filled.
     """
     tower.eval()
     spec, device = describe_tower(tower.config), tower.device
     norm = PixelNorm(spec.image_mean, spec.image_std).to(device)
+    fill = torch.tensor(mean_colour(spec.image_mean), dtype=torch.uint8)[:, None, None]
     size = cache.pixels.shape[-1]
 
     def crops() -> Iterator[Tensor]:
-        for row, of_image in zip(rows, boxes, strict=True):
+        for index, (row, of_image) in enumerate(zip(rows, boxes, strict=True)):
             pixels = torch.from_numpy(np.array(cache.pixels[row]))
-            for box in of_image.xyxy:
+            for region, box in enumerate(of_image.xyxy):
+                mask = None if masks is None else masks[index][region]
+                shown = pixels if mask is None else torch.where(_in_input(mask, size), pixels, fill)
                 longest = CROP_MARGIN * max(box[2] - box[0], box[3] - box[1])
-                yield cut_square(pixels, square_around(box, longest, size), side or spec.image_size)
+                yield cut_square(shown, square_around(box, longest, size), side or spec.image_size)
 
     source, done = crops(), []
     total = sum(map(len, boxes))
@@ -76,3 +86,9 @@ def crop_features(
         done.append(tower(norm(batch)).pooler_output.float())
     features = torch.cat(done) if done else torch.empty(0, spec.hidden_size)
     yield from features.split([len(of_image) for of_image in boxes])
+
+
+def _in_input(mask: Mask, size: int) -> Tensor:
+    """A mask of the original image in the letterboxed square: bool `(size, size)`."""
+    picture = Image.fromarray(mask.to_array()).convert("RGB")
+    return torch.from_numpy(np.asarray(letterbox_image(picture, size, (0, 0, 0))[0])[..., 0] > 127)

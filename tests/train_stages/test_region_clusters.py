@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from regiontower.mllm.boxes import Boxes
+from regiontower.mllm.boxes import Boxes, mean_colour
 from regiontower.train_stages.cluster_quality import cluster_quality
+from regiontower.train_stages.masks import encode_mask
 from regiontower.train_stages.normalise import PixelNorm
 from regiontower.train_stages.pixels import PixelCache
 from regiontower.train_stages.record_io import RecordSet, read_records, write_records
-from regiontower.train_stages.records import Record, Region
+from regiontower.train_stages.records import Mask, Record, Region
 from regiontower.train_stages.region_clusters import ClusterConfig, cluster_regions, write_clustered
 from regiontower.train_stages.region_features import crop_features, region_features
 from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel, describe_tower
@@ -77,16 +78,31 @@ def test_region_features_are_the_towers_own(tower, cache):
 
 
 def test_crop_features_are_those_of_the_cut_out_picture(tower, cache):
-    """Margin 1.15 around a quarter of 28 px: a window of 33 px, moved inside the picture."""
+    """Margin 1.05 around a quarter of 28 px: a window of 30 px, moved inside the picture."""
     found = next(crop_features(tower, cache, [2], [boxes_of(cache)[2]], batch_size=3, side=28))
     spec = describe_tower(tower.config)
     norm = PixelNorm(spec.image_mean, spec.image_std)
-    window = torch.from_numpy(cache.pixels[2][:, 0:33, 23:56])[None]
+    window = torch.from_numpy(cache.pixels[2][:, 0:30, 26:56])[None]
     resized = torch.nn.functional.interpolate(window, size=(28, 28), mode="bilinear", antialias=True)
     with torch.inference_mode():
         alone = tower(norm(resized)).pooler_output[0]
     torch.testing.assert_close(found[1], alone, atol=1e-5, rtol=1e-4)
     assert found.shape == (4, 32)
+
+
+def test_what_lies_outside_of_a_mask_is_filled(tower, cache):
+    """Everything but the lower half of one quarter is gray: the feature of a picture painted so."""
+    inside = np.zeros((SIZE, SIZE), dtype=bool)
+    inside[14:28, 28:56] = True
+    box = Boxes([BOXES[1]])
+    found = next(crop_features(tower, cache, [2], [box], 3, side=28, masks=[[Mask(**encode_mask(inside))]]))
+    spec = describe_tower(tower.config)
+    painted = np.where(inside, cache.pixels[2], np.array(mean_colour(spec.image_mean), np.uint8)[:, None, None])
+    whole = PixelCache(painted[None], cache.frames[:1], cache.records[:1], [])
+    alone = next(crop_features(tower, whole, [0], [box], 3, side=28))
+    torch.testing.assert_close(found, alone)
+    plain = next(crop_features(tower, cache, [2], [box], 3, side=28, masks=[[None]]))
+    assert not torch.allclose(found, plain, atol=1e-3)
 
 
 @pytest.mark.parametrize("feature", ["crop", "region"])
