@@ -5,12 +5,11 @@ from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..mllm.boxes import Boxes, letterbox_image, mean_colour
+from ..mllm.boxes import Boxes, ImageFrame, mean_colour
 from ..vision_towers import describe_tower, encode_regions
 from .augment import cut_square, square_around
 from .normalise import PixelNorm
@@ -75,7 +74,7 @@ def crop_features(
             pixels = torch.from_numpy(np.array(cache.pixels[row]))
             for region, box in enumerate(of_image.xyxy):
                 mask = None if masks is None else masks[index][region]
-                shown = pixels if mask is None else torch.where(_in_input(mask, size), pixels, fill)
+                shown = pixels if mask is None else torch.where(_in_input(mask, cache.frames[row]), pixels, fill)
                 longest = CROP_MARGIN * max(box[2] - box[0], box[3] - box[1])
                 yield cut_square(shown, square_around(box, longest, size), side or spec.image_size)
 
@@ -88,7 +87,12 @@ def crop_features(
     yield from features.split([len(of_image) for of_image in boxes])
 
 
-def _in_input(mask: Mask, size: int) -> Tensor:
-    """A mask of the original image in the letterboxed square: bool `(size, size)`."""
-    picture = Image.fromarray(mask.to_array()).convert("RGB")
-    return torch.from_numpy(np.asarray(letterbox_image(picture, size, (0, 0, 0))[0])[..., 0] > 127)
+def _in_input(mask: Mask, frame: ImageFrame) -> Tensor:
+    """A mask of the original image in the input frame, bool `(H, W)`: each pixel is what its middle falls on."""
+    width, height = frame.input_size
+    x = np.floor((np.arange(width) + 0.5 - frame.offset[0]) / frame.scale[0]).astype(int)
+    y = np.floor((np.arange(height) + 0.5 - frame.offset[1]) / frame.scale[1]).astype(int)
+    # A border of False takes everything outside of the image, the padding among it.
+    inside = np.pad(mask.to_array(), 1)
+    rows, columns = (np.clip(at + 1, 0, side - 1) for at, side in zip((y, x), inside.shape, strict=True))
+    return torch.from_numpy(inside[np.ix_(rows, columns)])

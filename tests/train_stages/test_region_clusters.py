@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from regiontower.mllm.boxes import Boxes, mean_colour
+from regiontower.mllm.boxes import Boxes, letterbox_image, mean_colour
 from regiontower.train_stages.cluster_quality import cluster_quality
 from regiontower.train_stages.masks import encode_mask
 from regiontower.train_stages.normalise import PixelNorm
@@ -16,7 +16,7 @@ from regiontower.train_stages.pixels import PixelCache
 from regiontower.train_stages.record_io import RecordSet, read_records, write_records
 from regiontower.train_stages.records import Mask, Record, Region
 from regiontower.train_stages.region_clusters import ClusterConfig, cluster_regions, write_clustered
-from regiontower.train_stages.region_features import crop_features, region_features
+from regiontower.train_stages.region_features import _in_input, crop_features, region_features
 from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel, describe_tower
 from regiontower.vision_towers.errors import UserError
 
@@ -103,6 +103,24 @@ def test_what_lies_outside_of_a_mask_is_filled(tower, cache):
     torch.testing.assert_close(found, alone)
     plain = next(crop_features(tower, cache, [2], [box], 3, side=28, masks=[[None]]))
     assert not torch.allclose(found, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(80, 40), (40, 80), (56, 56)])
+def test_a_mask_lies_where_its_pixels_lie(size):
+    """The mask of a white blob, taken to the input, is the blob of the letterboxed picture."""
+    rng = np.random.default_rng(0)
+    width, height = size
+    inside = np.zeros((height, width), dtype=bool)
+    inside[5:31, 8:33] = True
+    inside[:4] = rng.random((4, width)) > 0.5  # touches the edge
+    picture = Image.fromarray(inside).convert("RGB")
+    square, frame = letterbox_image(picture, SIZE, (0, 0, 0))
+    found = _in_input(Mask(**encode_mask(inside)), frame).numpy()
+    seen = np.asarray(square)[..., 0]
+    clear = (seen < 20) | (seen > 235)  # between them interpolation decides
+    rows = slice(round(5 * frame.scale[1] + frame.offset[1]) - 1, None)  # below the noise
+    assert (found == (seen > 127))[rows][clear[rows]].mean() > 0.99
+    assert found.shape == (SIZE, SIZE) and found.any()
 
 
 @pytest.mark.parametrize("feature", ["crop", "region"])
