@@ -132,6 +132,7 @@ class ChatSession:
 
     def _generate(self, ids: torch.Tensor, encoded: dict, answer_ids: list[int]) -> Iterator[str]:
         cache = self._prefix.cache
+        before = cache.get_seq_length()
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop, result = _Stop(), {}
 
@@ -167,8 +168,10 @@ class ChatSession:
             stop.event.set()
             worker.join()
             if not finished:
-                # The cache may hold half an answer: go on from the conversation's text instead.
-                self._prefix = self._empty_prefix()
+                if "output" in result and before:  # stopped between two tokens
+                    cache.crop(before - cache.get_seq_length())
+                else:  # nothing to keep, or an error left the cache half written: begin with the conversation's text
+                    self._prefix = self._empty_prefix()
         output = result["output"]
         answer_ids += output.sequences[0, ids.shape[1] :].tolist()
         steps = zip(output.logits, answer_ids, strict=True)
