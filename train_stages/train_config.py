@@ -35,6 +35,7 @@ class TrainConfig:
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of the whole run
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0 = gradients are not clipped
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast around fp32 weights
+    compile: bool = False  # the repeated blocks by torch.compile: slow to begin, then faster
     seed: int = 0
     save_steps: Annotated[int, Field(gt=0)] = 500
     log_steps: Annotated[int, Field(gt=0)] = 10

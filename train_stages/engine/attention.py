@@ -1,19 +1,52 @@
-"""Which attention kernels training runs on."""
+"""How attention is computed while a stage trains."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 
 def attention_kernels(device: torch.device, precision: str) -> AbstractContextManager:
-    """A context for training: torch's choice, except in bf16 on a CPU, where attention is plain matrix products.
-
-    torch's CPU flash kernel takes several times as long backward in bf16 as in fp32; plain products run on the
-    processor's matrix units.
-    """
+    """A context for training: torch's choice, except in bf16 on a CPU, where attention alone is in fp32."""
     if device.type == "cpu" and precision == "bf16":
-        return sdpa_kernel(SDPBackend.MATH)
+        return _Fp32Attention()
     return nullcontext()
+
+
+class _Fp32Attention(TorchFunctionMode):
+    """bf16 queries, keys and values go through torch's attention as fp32.
+
+    Its CPU flash kernel takes several times as long backward in bf16 as in fp32, and plain products, the alternative,
+    write out a score for every pair of tokens.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _in_fp32(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _in_fp32(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> torch.Tensor:
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.float()
+    with torch.autocast("cpu", enabled=False):  # it would cast them back
+        out = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask, *rest, **named)
+    return out.to(query.dtype)

@@ -19,6 +19,7 @@ from ..train_config import TrainConfig
 from .arguments import decided_by_first, training_arguments
 from .attention import attention_kernels
 from .audit import AuditResult
+from .compiling import compiled_blocks
 from .flow import StageFlow
 from .interrupt import StageInterrupted, StopRequest
 from .manifest import machine, parent_record, read_stage, versions
@@ -164,7 +165,8 @@ def run_stage(
     flow.trainer = trainer
     report.start()
     try:
-        with stop, attention_kernels(args.device, train.precision):
+        kernels = attention_kernels(args.device, train.precision)
+        with stop, kernels, compiled_blocks(model, args.device, train.compile):
             if clock.done():  # it crashed between its last step and the saving of the model
                 trainer._load_from_checkpoint(str(plan.checkpoint))
             else:
