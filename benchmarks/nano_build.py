@@ -42,13 +42,22 @@ STAGES = (
 class Build:
     """One folder in which the stages lie; each method makes one stage and returns at once when it is there."""
 
-    def __init__(self, out: Path, steps: int | None = None, scenes: int = SCENES, threads: int = THREADS):
+    def __init__(
+        self,
+        out: Path,
+        steps: int | None = None,
+        scenes: int = SCENES,
+        threads: int = THREADS,
+        batch_size: int | None = None,
+    ):
         self.out, self.scenes = out, scenes
         self.records = out / "scenes" / "records.jsonl"
         self.clustered = out / "scenes" / "clustered.jsonl"
-        self._common: dict[str, Any] = {"train.threads": threads}
+        self.common: dict[str, Any] = {"train.threads": threads}
         if steps is not None:
-            self._common |= {"train.steps": steps, "train.save_steps": steps}
+            self.common |= {"train.steps": steps, "train.save_steps": steps}
+        if batch_size is not None:
+            self.common["train.batch_size"] = batch_size
         torch.set_num_threads(threads)
 
     def run(self, until: str = STAGES[-1]) -> None:
@@ -80,7 +89,8 @@ class Build:
             tower = load_tower(self.run_dir("clip"), dtype=torch.float32)
             config = ClusterConfig(crop_side=CROP_SIDE)
             cache = self.out / "pixels"
-            write_clustered(read_records(self.records), tower, CLUSTERS, self.clustered, config, cache_dir=cache)
+            count = min(CLUSTERS, self.scenes)  # for trials; a scene has several regions
+            write_clustered(read_records(self.records), tower, count, self.clustered, config, cache_dir=cache)
 
     def make_rice_zoom(self) -> None:
         self._tower("rice-zoom", "rice-nano-zoom", self.clustered)
@@ -134,7 +144,7 @@ class Build:
 
     def _overrides(self, values: Mapping[str, Any]) -> list[str]:
         # A path may hold what YAML reads otherwise (": ", " #"); a JSON string is a YAML string.
-        both = {**values, **self._common}
+        both = {**values, **self.common}
         return [f"{key}={json.dumps(str(v) if isinstance(v, Path) else v)}" for key, v in both.items()]
 
 
@@ -165,10 +175,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the build")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to make")
     parser.add_argument("--steps", type=int, help="of every stage, for a trial; the recipes' own when absent")
+    parser.add_argument("--batch-size", type=int, help="of every stage, for a trial")
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--threads", type=int, default=THREADS, help="of torch; part of what makes two builds equal")
     arguments = parser.parse_args()
-    Build(arguments.out, arguments.steps, arguments.scenes, arguments.threads).run(arguments.until)
+    build = Build(arguments.out, arguments.steps, arguments.scenes, arguments.threads, arguments.batch_size)
+    build.run(arguments.until)
     print(json.dumps({"out": str(arguments.out), "until": arguments.until}))
 
 

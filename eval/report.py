@@ -31,8 +31,9 @@ def write_report(
     out: str | Path,
     *,
     title: str = "regiontower evaluation",
+    who: str = "model",
     curves: Mapping[str, str | Path] | None = None,
-    baselines: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    beside: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     gallery: int = 12,
 ) -> Path:
     """Write `OUT/index.html` and return its path.
@@ -40,8 +41,9 @@ def write_report(
     Args:
         result: of `run.evaluate`; its images must still be there.
         out: folder, made if needed.
+        who: what the table calls the model.
         curves: caption -> image file of a loss plot.
-        baselines: of `baselines.trivial_baselines`, to stand beside the model's figures.
+        beside: task -> name -> figures to stand beside the model's: other models, `baselines.trivial_baselines`.
         gallery: at most so many pictures a task.
 
     Raises:
@@ -50,7 +52,7 @@ def write_report(
     env = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     page = env.get_template("report.html.jinja").render(
         title=title,
-        figures=_figures(result.tasks, baselines or {}),
+        figures=_figures(who, result.tasks, beside or {}),
         curves=[{"name": name, "source": _data_url(open_image(path), "PNG")} for name, path in (curves or {}).items()],
         galleries=[_gallery(name, rows, gallery) for name, rows in result.samples.items() if rows],
         facts=_facts(result.results),
@@ -62,10 +64,12 @@ def write_report(
     return path
 
 
-def _figures(tasks: Mapping[str, Mapping], baselines: Mapping[str, Mapping[str, Mapping]]) -> list[dict[str, str]]:
+def _figures(
+    model: str, tasks: Mapping[str, Mapping], beside: Mapping[str, Mapping[str, Mapping]]
+) -> list[dict[str, str]]:
     rows = []
     for name, figures in tasks.items():
-        for who, found in [("model", figures), *baselines.get(name, {}).items()]:
+        for who, found in [(model, figures), *beside.get(name, {}).items()]:
             for metric in METRICS[TASKS[name]]:
                 value = found[metric]
                 rows.append(

@@ -24,10 +24,11 @@ SMALL_LM = {
     "train.batch_size": 2,
     "train.optimizer": "adamw",
     "train.precision": "fp32",
+    "train.compile": False,
     "lr": 3e-3,
 }
 # The recipes' large batches and bf16 are for hours on a processor with matrix units.
-SMALL_STAGE = {"train.batch_size": 8, "train.optimizer": "adamw", "train.precision": "fp32"}
+SMALL_STAGE = {"train.batch_size": 8, "train.optimizer": "adamw", "train.precision": "fp32", "train.compile": False}
 SMALL_TOWER = {
     "model.size.hidden_size": 128,
     "model.size.layers": 4,
@@ -127,7 +128,7 @@ def quickstart(out: str | Path, minutes: float = 4.0) -> dict[str, Any]:
         report,
         title=f"regiontower quickstart: {minutes:g} minutes of training",
         curves={stage: runs / name / "loss.png" for stage, name in RUN_NAMES.items()},
-        baselines=trivial_baselines(eval_records, train=train_records, limit=EVAL_LIMIT),
+        beside=trivial_baselines(eval_records, train=train_records, limit=EVAL_LIMIT),
         gallery=GALLERY,
     )
     results = {"trained_now": headline(result.tasks), "seconds": plan.seconds()}

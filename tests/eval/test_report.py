@@ -57,9 +57,11 @@ def test_the_page_needs_no_other_file(result, tmp_path):
     curve = tmp_path / "loss.png"
     Image.new("RGB", (30, 20), (0, 0, 255)).save(curve)
     baselines = {"regiontower_grounding": {"whole_image": result.tasks["regiontower_grounding"]}}
-    html = write_report(result, tmp_path / "report", curves={"stage 1": curve}, baselines=baselines).read_text()
+    html = write_report(
+        result, tmp_path / "report", curves={"stage 1": curve}, who="mine", beside=baselines
+    ).read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
-    assert "stage 1" in html and "whole image" in html and "no rows" in html
+    assert "stage 1" in html and "whole image" in html and "<td>mine</td>" in html and "no rows" in html
     assert "Where is the &lt;b&gt;red&lt;/b&gt; box?" in html and "a &lt;model&gt;" in html  # escaped
     assert "x" * 161 not in html and "(no answer)" in html
     shown = pictures(html)
