@@ -107,3 +107,43 @@ def noise_image():
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
     return make
+
+
+@pytest.fixture
+def in_processes(tmp_path):
+    """`in_processes(count, work, *arguments)`: the results of `work(rank, *arguments)` in `count` gloo processes.
+
+    Forked: a fresh interpreter would import transformers for longer than a test runs.
+    """
+    import multiprocessing
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs fork")
+    calls = iter(range(1000))
+
+    def rank_main(rank, count, folder, work, arguments):
+        torch.set_num_threads(1)
+        store = f"file://{folder}/store"
+        dist.init_process_group("gloo", store, timeout=timedelta(seconds=60), rank=rank, world_size=count)
+        torch.save(work(rank, *arguments), folder / f"{rank}.pt")
+        dist.barrier()
+        dist.destroy_process_group()
+
+    def run(count, work, *arguments):
+        folder = tmp_path / f"processes{next(calls)}"
+        folder.mkdir()
+        context = multiprocessing.get_context("fork")
+        ranks = [context.Process(target=rank_main, args=(r, count, folder, work, arguments)) for r in range(count)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(timeout=120)
+            process.kill()
+        assert [process.exitcode for process in ranks] == [0] * count
+        return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+    return run

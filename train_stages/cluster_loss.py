@@ -12,12 +12,14 @@ L2-normalised centre of class c and s the scale::
 The paper is silent on, or ambiguous about, the margin form, the reduction over regions and how a token set is brought
 to the M of its ablation; those are fields of `ClusterLossConfig`, with our choice as the default.
 
-Every sum over classes goes through `ExpSum`, a (maximum, sum of exponentials) pair. A loss with centres spread over
-processes needs to reduce only these pairs (maximum by MAX, rescaled sums by SUM) before `log_one_plus`.
+Every sum over classes goes through `ExpSum`, a (maximum, sum of exponentials) pair. With centres spread over processes
+(`class_shard`), only these pairs are reduced before `log_one_plus`: the maximum by MAX, rescaled sums by SUM.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..vision_towers.errors import UserError
+from .class_shard import ClassShard, check_shard
 
 MarginForm = Literal["cosface", "arcface"]
 LossForm = Literal["decoupled", "mean_softmax"]
@@ -43,7 +46,8 @@ class ClusterLossConfig:
     ocr_form: form of the loss for regions with many positives. "decoupled" is equation 4; "mean_softmax" (not in the
         paper; the authors' later code) averages one margin-softmax cross-entropy per positive, each with its own
         negatives. Objects always use "decoupled" (equation 3).
-    sample_rate: rho; each step draws floor(K * rho) of the K classes, at least one, shared by all regions of the step.
+    sample_rate: rho; each step draws floor(K * rho) of the K classes, at least one, shared by all regions of the step;
+        with centres spread over processes, each draws of its own classes.
     max_positives: M; a longer positive set is cut to a fresh random subset every step, a shorter one is used as it is
         (not in the paper).
     """
@@ -70,7 +74,10 @@ class ClusterLossConfig:
 
 class ClusterLossOutput(NamedTuple):
     """loss: mean over the regions that have a positive (0 when none has). per_region: (R,), 0 where not counted.
-    correct: (R,) bool, some positive centre is nearer than every sampled negative. counted: (R,) bool."""
+    correct: (R,) bool, some positive centre is nearer than every sampled negative. counted: (R,) bool.
+
+    With centres spread over processes R counts the regions of all of them, and every process holds the same numbers.
+    """
 
     loss: Tensor
     per_region: Tensor
@@ -96,6 +103,21 @@ def exp_sum(logits: Tensor, keep: Tensor) -> ExpSum:
     return ExpSum(top, (masked - top[:, None]).exp().sum(dim=1))
 
 
+def over_shards(parts: ExpSum, shard: ClassShard) -> ExpSum:
+    """The sum over all classes from those over each process's."""
+    if shard.processes == 1:
+        return parts
+    top = shard.max(parts.top)
+    return ExpSum(top, shard.sum(parts.total * (parts.top - top).exp()))
+
+
+def times_exp(parts: ExpSum, shift: Tensor) -> ExpSum:
+    """sum_j exp(x_j + shift) of each row; shift: (R,)."""
+    moved = parts.top + shift
+    top = moved.detach().clamp(min=0.0)
+    return ExpSum(top, parts.total * (moved - top).exp())
+
+
 def log_one_plus(parts: ExpSum) -> Tensor:
     """log(1 + sum_j exp(x_j)) per row, exact for sums far below and far above 1. Shape (R,)."""
     return parts.top + torch.log1p(parts.total + torch.expm1(-parts.top))
@@ -105,7 +127,9 @@ def sample_classes(num_classes: int, sample_rate: float, generator: torch.Genera
     """A uniform subset of max(1, floor(K * rho)) classes, (k,) int64; None stands for all of them (rho = 1)."""
     if sample_rate >= 1.0:
         return None
-    size = max(1, math.floor(num_classes * sample_rate + 1e-9))  # 100 * 0.29 is 28.999...: the user means 29
+    size = min(
+        num_classes, max(1, math.floor(num_classes * sample_rate + 1e-9))
+    )  # 100 * 0.29 is 28.999...: the user means 29
     source = torch.device("cpu") if generator is None else generator.device
     return torch.randperm(num_classes, generator=generator, device=source)[:size].to(device)
 
@@ -131,41 +155,62 @@ def cluster_discrimination_loss(
     *,
     form: LossForm = "decoupled",
     generator: torch.Generator | None = None,
+    shard: ClassShard | None = None,
+    sample: Tensor | None = None,
 ) -> ClusterLossOutput:
-    """RICE's region loss on one process.
+    """RICE's region loss.
 
     embeds: (R, D) region embeddings, any scale. centres: (K, D) class centres, any scale.
     positives: (R, P) int64 class ids, padded; valid: (R, P) bool, which of them are real. A row's ids are a set; an id
         that stands twice counts twice. A row with no valid id is left out of the mean.
     form: "decoupled" (equations 3 and 4) or "mean_softmax".
     generator: source of the sampling; None uses torch's global CPU generator, which trainers save and restore.
+    shard: the classes that this process holds, when K centres are spread over processes: `centres` is then its slice,
+        the regions are its own (their number may differ), class ids count over all K, and every process has to call
+        this together. The loss is that over the regions of all processes; the gradient of `centres` is its exact
+        gradient, that of `embeds` the exact one times the number of processes, for data parallelism to average.
+    sample: int64 ids, the negatives to use instead of a fresh draw.
 
     The sampled classes are shared by all regions of the step, as in Partial FC. A region's own positives, also those
     that `max_positives` left out, are never its negatives; positives of other regions are. So a region has
     floor(K * rho) negatives less those of its own positives that were drawn.
 
     Computed in float32 at least, whatever the input and autocast say.
+
+    Raises:
+        UserError: `centres` are not the shard's.
     """
+    shard = shard or ClassShard.whole(len(centres))
+    check_shard(shard, len(centres))
     with torch.autocast(embeds.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(embeds.dtype, centres.dtype), torch.float32)
-        v = F.normalize(embeds.to(dtype), dim=-1)
-        safe = positives.masked_fill(~valid, 0)
-        chosen, chosen_valid = pick_positives(safe, valid, config.max_positives, generator)
-        cos_pos = (F.normalize(centres[chosen].to(dtype), dim=-1) @ v[:, :, None]).squeeze(-1)  # (R, M)
+        chosen, chosen_valid = pick_positives(positives, valid, config.max_positives, generator)
+        # Ids with -1 for padding, picked where the region is, so that all processes see the same.
+        own = shard.gather_ids(positives.masked_fill(~valid, -1))
+        chosen = shard.gather_ids(chosen.masked_fill(~chosen_valid, -1))
+        v = shard.gather_rows(F.normalize(embeds.to(dtype), dim=-1))
+        table = centres if len(centres) else F.pad(centres, (0, 0, 0, 1))  # a process without classes
+
+        row, here = shard.local(chosen)
+        cos_pos = (F.normalize(F.embedding(row, table).to(dtype), dim=-1) @ v[:, :, None]).squeeze(-1)  # (R, M)
         s_pos = config.scale * _with_margin(cos_pos, config)
+        draw = partial(_negatives, v, table, own, config, generator, shard, sample)
 
         if form == "decoupled":
-            s_neg, keep = _negatives(v, centres, safe, valid, config, generator)
-            per_region = log_one_plus(exp_sum(-s_pos, chosen_valid)) + log_one_plus(exp_sum(s_neg, keep))
+            s_neg, keep = draw()
+            positive, negative = exp_sum(-s_pos, here), exp_sum(s_neg, keep)
+            per_region = sum(log_one_plus(over_shards(part, shard)) for part in (positive, negative))
         else:
-            per_region, s_neg, keep = _mean_softmax(v, centres, safe, valid, s_pos, chosen_valid, config, generator)
+            s_pos = shard.sum(s_pos.masked_fill(~here, 0.0))
+            per_region, s_neg, keep = _mean_softmax(s_pos, chosen >= 0, draw, config, shard)
+        assert isinstance(per_region, Tensor)
 
-        counted = chosen_valid.any(dim=1)
+        counted = (chosen >= 0).any(dim=1)
         per_region = per_region.masked_fill(~counted, 0.0)
         loss = per_region.sum() / counted.sum().clamp(min=1)
         with torch.no_grad():
-            best_negative = s_neg.masked_fill(~keep, -torch.inf).amax(dim=1)
-            best_positive = (config.scale * cos_pos).masked_fill(~chosen_valid, -torch.inf).amax(dim=1)
+            best_negative = _largest(s_neg, keep, shard)
+            best_positive = _largest(config.scale * cos_pos, here, shard)
             correct = counted & (best_positive > best_negative)
     return ClusterLossOutput(loss, per_region, correct, counted)
 
@@ -179,47 +224,59 @@ def _with_margin(cos: Tensor, config: ClusterLossConfig) -> Tensor:
 
 def _negatives(
     v: Tensor,
-    centres: Tensor,
-    positives: Tensor,
-    valid: Tensor,
+    table: Tensor,
+    own: Tensor,
     config: ClusterLossConfig,
     generator: torch.Generator | None,
+    shard: ClassShard,
+    sample: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled cosines (R, k) to a fresh sample of classes, and the mask that hides each region's own positives."""
-    num_classes = len(centres)
-    sample = sample_classes(num_classes, config.sample_rate, generator, v.device)
-    if sample is None:
-        column, size = positives, num_classes
-        drawn = centres
+    """Scaled cosines (R, k) to a sample of this process's classes, and the mask that hides each region's own positives.
+
+    own: (R, P) class ids, -1 = padding.
+    """
+    row, here = shard.local(own)
+    if sample is not None:
+        rows, inside = shard.local(sample)
+        drawn = rows[inside]
     else:
-        column_of = torch.full((num_classes,), -1, device=v.device).scatter_(
-            0, sample, torch.arange(len(sample)).to(v.device)
+        drawn = sample_classes(shard.size, config.sample_rate, generator, v.device)
+    if drawn is None:
+        column, size = row, shard.size
+        weight = table[:size]
+    else:
+        column_of = torch.full((len(table),), -1, device=v.device).scatter_(
+            0, drawn, torch.arange(len(drawn), device=v.device)
         )
-        column, size = column_of[positives], len(sample)
-        drawn = centres[sample]
-    s_neg = config.scale * (v @ F.normalize(drawn.to(v.dtype), dim=-1).T)
-    # Positives that are padding or were not drawn go to a spare last column.
-    column = torch.where(valid & (column >= 0), column, size)
-    own = torch.zeros(len(v), size + 1, dtype=torch.bool, device=v.device).scatter_(1, column, True)
-    return s_neg, ~own[:, :size]
+        column, size = column_of[row], len(drawn)
+        weight = F.embedding(drawn, table)
+    s_neg = config.scale * (v @ F.normalize(weight.to(v.dtype), dim=-1).T)
+    # Positives that are padding, elsewhere or not drawn go to a spare last column.
+    column = torch.where(here & (column >= 0), column, size)
+    hidden = torch.zeros(len(v), size + 1, dtype=torch.bool, device=v.device).scatter_(1, column, True)
+    return s_neg, ~hidden[:, :size]
 
 
 def _mean_softmax(
-    v: Tensor,
-    centres: Tensor,
-    positives: Tensor,
-    valid: Tensor,
     s_pos: Tensor,
     s_valid: Tensor,
+    draw: Callable[[], tuple[Tensor, Tensor]],
     config: ClusterLossConfig,
-    generator: torch.Generator | None,
+    shard: ClassShard,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over the chosen positives of log(1 + sum_j exp(s_j - s_i)), a softmax cross-entropy with its own sample."""
-    s_neg, keep = _negatives(v, centres, positives, valid, config, generator)
-    total = s_pos.new_zeros(len(v))
+    total = s_pos.new_zeros(len(s_pos))
+    s_neg, keep = draw()
+    negatives = over_shards(exp_sum(s_neg, keep), shard)
     for slot in range(s_pos.shape[1]):
         if slot and config.sample_rate < 1.0:
-            s_neg, keep = _negatives(v, centres, positives, valid, config, generator)
-        cross_entropy = log_one_plus(exp_sum(s_neg - s_pos[:, slot, None], keep))
+            s_neg, keep = draw()
+            negatives = over_shards(exp_sum(s_neg, keep), shard)
+        cross_entropy = log_one_plus(times_exp(negatives, -s_pos[:, slot]))
         total = total + cross_entropy.masked_fill(~s_valid[:, slot], 0.0)
     return total / s_valid.sum(dim=1).clamp(min=1), s_neg, keep
+
+
+def _largest(logits: Tensor, keep: Tensor, shard: ClassShard) -> Tensor:
+    """The largest kept logit of each row over all classes; -inf where there is none."""
+    return shard.max(F.pad(logits.masked_fill(~keep, -torch.inf), (0, 1), value=-torch.inf).amax(dim=1))
