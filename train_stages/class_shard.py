@@ -1,4 +1,4 @@
-"""Class centres spread over processes (Partial FC, An et al. 2022, Sec. 3.2): who holds which, and sums over all of them.
+"""Class centres spread over processes (Partial FC, An et al. 2022, Sec. 3.2): who holds which, and sums over all.
 
 Every process holds a slice of the K centres and works on the regions of all processes. A row of K logits never exists:
 what is exchanged is one embedding a region, and one number a region for each maximum or sum.

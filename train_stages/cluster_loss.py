@@ -124,7 +124,7 @@ def log_one_plus(parts: ExpSum) -> Tensor:
 
 
 def sample_classes(num_classes: int, sample_rate: float, generator: torch.Generator | None, device) -> Tensor | None:
-    """A uniform subset of max(1, floor(K * rho)) classes, (k,) int64; None stands for all of them (rho = 1)."""
+    """A uniform subset of max(1, floor(K * rho)) of K classes, (k,) int64; None stands for all of them (rho = 1)."""
     if sample_rate >= 1.0:
         return None
     size = min(

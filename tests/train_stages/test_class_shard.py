@@ -68,7 +68,8 @@ def test_equals_one_process(in_processes, processes, form, sample, margin_form):
 def test_a_process_without_classes(in_processes):
     """Four classes in three processes: two, two and none."""
     config, sets = ClusterLossConfig(9.0, sample_rate=1.0), [[[1], [2, 3]], [[0]], [[3], [1], [2]]]
-    out, of_embeds, of_centres = loss_and_gradients(*everything(4), sum(sets, []), config, "decoupled", None)
+    together = [row for rows in sets for row in rows]
+    out, of_embeds, of_centres = loss_and_gradients(*everything(4), together, config, "decoupled", None)
     found = in_processes(3, work, sets, 4, config, "decoupled", None)
     assert [len(row[1]) for row in found] == [2, 2, 0]
     torch.testing.assert_close(torch.cat([row[0] for row in found]) / 3, of_embeds)
