@@ -116,6 +116,7 @@ def in_processes(tmp_path):
     Forked: a fresh interpreter would import transformers for longer than a test runs.
     """
     import multiprocessing
+    import socket
     from datetime import timedelta
 
     import torch
@@ -125,10 +126,12 @@ def in_processes(tmp_path):
         pytest.skip("needs fork")
     calls = iter(range(1000))
 
-    def rank_main(rank, count, folder, work, arguments):
+    def rank_main(rank, count, port, folder, work, arguments):
         torch.set_num_threads(1)
-        store = f"file://{folder}/store"
-        dist.init_process_group("gloo", store, timeout=timedelta(seconds=60), rank=rank, world_size=count)
+        # As torchrun sets them.
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
         torch.save(work(rank, *arguments), folder / f"{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()
@@ -136,8 +139,12 @@ def in_processes(tmp_path):
     def run(count, work, *arguments):
         folder = tmp_path / f"processes{next(calls)}"
         folder.mkdir()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         context = multiprocessing.get_context("fork")
-        ranks = [context.Process(target=rank_main, args=(r, count, folder, work, arguments)) for r in range(count)]
+        about = (count, port, folder, work, arguments)
+        ranks = [context.Process(target=rank_main, args=(rank, *about)) for rank in range(count)]
         for process in ranks:
             process.start()
         for process in ranks:

@@ -21,12 +21,12 @@ from ..vision_towers import RiceVisionConfig, RiceVisionModel, describe_tower, l
 from ..vision_towers.errors import UserError
 from .augment import AugmentConfig
 from .clip_objective import ClipConfig, ClipObjective
-from .engine import Part, StageResult, finished_result, run_stage
+from .engine import Part, StageResult, finished_result, join_processes, run_stage
 from .engine.manifest import read_stage, write_stage
 from .pixels import PixelCache
 from .pretrain_data import CaptionDataset, CaptionSource, RegionDataset, collate_regions
 from .pretrain_eval import object_top1
-from .pretrain_heads import CENTRES_FILE, load_centres, load_text_side, save_centres, save_text_side
+from .pretrain_heads import CENTRES_FILE, load_centres, load_text_side, save_centres, save_text_side, whole_centres
 from .record_io import RecordSet, data_hash
 from .record_source import RecordSource
 from .region_labels import ObjectClasses, ObjectLabels, TextClasses, open_tokenizer
@@ -136,6 +136,7 @@ class _Task:
     save: Callable[[Path], None]
     about: str
     classes: ObjectClasses | None = None
+    before_save: Callable[[], None] = lambda: None
 
 
 def pretrain(recipe: PretrainRecipe, run_dir: str | Path, device: str = "auto", **options: Any) -> StageResult:
@@ -149,6 +150,7 @@ def pretrain(recipe: PretrainRecipe, run_dir: str | Path, device: str = "auto", 
     """
     run_dir = Path(run_dir)
     say = Console(stderr=True).print
+    join_processes(device)  # the objective asks which classes are this process's
     torch.manual_seed(recipe.train.seed)
     tower = _tower(recipe.model)
     side = _side(recipe, tower)
@@ -178,6 +180,7 @@ def pretrain(recipe: PretrainRecipe, run_dir: str | Path, device: str = "auto", 
         parents={"tower": recipe.model.tower} if recipe.model.tower else {},
         data=hashes,
         save=task.save,
+        before_save=task.before_save,
         device=device,
         **options,
     )
@@ -227,13 +230,16 @@ def _rice_task(
     classes = ObjectClasses.of(cache.records, recipe.data.object_labels, recipe.data.stuff)
     texts = TextClasses(tokenizer) if tokenizer is not None else None
     dataset = RegionDataset(cache, classes, texts, recipe.data.regions_per_image, recipe.data.augment, recipe.data.view)
-    objective = RiceObjective(tower, len(classes), len(texts) if texts else 0, recipe.model.rice)
+    text_classes = len(texts) if texts else 0
+    objective = RiceObjective(tower, len(classes), text_classes, recipe.model.rice, recipe.train.seed)
     if recipe.model.keep_heads:
         load_centres(objective, classes, _parent_run(recipe.model))
 
+    centres: dict[str, torch.Tensor] = {}
+
     def save(folder: Path) -> None:
         _save_tower(objective.tower, folder)
-        save_centres(objective, classes, folder)
+        save_centres(centres, classes, folder)
 
     regions = sum(len(image.boxes) for image in dataset.labelled)
     about = f"{len(dataset)} of {len(cache)} images have labelled regions, {regions} in all; "
@@ -243,7 +249,15 @@ def _rice_task(
     else:
         with_text = sum(bool(ids) for image in dataset.labelled for ids in image.texts)
         about += f"{with_text} regions have text, {len(texts)} token classes"
-    return _Task(objective, dataset, collate_regions, save, about, classes)
+    return _Task(
+        objective,
+        dataset,
+        collate_regions,
+        save,
+        about,
+        classes,
+        before_save=lambda: centres.update(whole_centres(objective)),
+    )
 
 
 def _clip_task(

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from ..vision_towers.errors import UserError
 from .clip_objective import ClipObjective
+from .engine.shards import whole_table
 from .region_labels import ObjectClasses
 from .rice_objective import RiceObjective
 
@@ -18,10 +20,17 @@ TEXT_TOWER_FOLDER = "text_tower"
 CLIP_HEADS_FILE = "clip_heads.safetensors"
 
 
-def save_centres(objective: RiceObjective, classes: ObjectClasses, folder: Path) -> None:
-    """`centres.safetensors` and the names of the object classes."""
-    held = {name: table.detach().cpu().contiguous() for name, table in _centres(objective).items()}
-    save_file(held, folder / CENTRES_FILE)
+def whole_centres(objective: RiceObjective) -> dict[str, torch.Tensor]:
+    """The tables of centres, `object` and `ocr`, put together from every process (which all have to call this)."""
+    return {
+        name: whole_table(table, objective.class_shards[f"{name}_centres"]).contiguous()
+        for name, table in _centres(objective).items()
+    }
+
+
+def save_centres(centres: dict[str, torch.Tensor], classes: ObjectClasses, folder: Path) -> None:
+    """`centres.safetensors` (of `whole_centres`) and the names of the object classes."""
+    save_file(centres, folder / CENTRES_FILE)
     labels = {"object_labels": classes.source, "stuff": classes.stuff, "names": classes.names}
     (folder / CLASSES_FILE).write_text(json.dumps(labels, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -32,11 +41,16 @@ def load_centres(objective: RiceObjective, classes: ObjectClasses, folder: Path)
     Raises:
         UserError: there are none, or they are those of other classes.
     """
-    saved = _tensors(folder / CENTRES_FILE)
+    path = _file(folder / CENTRES_FILE)
     names = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))["names"]
     if names != classes.names:
         raise UserError(f"the centres in {folder} are those of other object classes; set model.keep_heads=false.")
-    _copy(saved, _centres(objective), folder)
+    with safe_open(path, "pt") as file, torch.no_grad():
+        for name, table in _centres(objective).items():
+            shard = objective.class_shards[f"{name}_centres"]
+            shape = tuple(file.get_slice(name).get_shape()) if name in file.keys() else None  # noqa: SIM118 - no dict
+            _check_shape(name, shape, (shard.total, table.shape[1]), folder)
+            table.copy_(file.get_slice(name)[shard.first : shard.first + shard.size])
 
 
 def save_text_side(objective: ClipObjective, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -53,7 +67,7 @@ def load_text_side(objective: ClipObjective, folder: Path) -> None:
     Raises:
         UserError: there are none, or they have other sizes.
     """
-    saved = _tensors(folder / CLIP_HEADS_FILE)
+    saved = load_file(_file(folder / CLIP_HEADS_FILE))
     text_tower = CLIPTextModel.from_pretrained(folder / TEXT_TOWER_FOLDER, dtype=torch.float32)
     _copy(text_tower.state_dict(), objective.text_tower.state_dict(), folder)
     _copy(saved, _clip_heads(objective), folder)
@@ -72,19 +86,22 @@ def _clip_heads(objective: ClipObjective) -> dict[str, torch.Tensor]:
     }
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def _file(path: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{path} does not exist: the run is of another objective; set model.keep_heads=false.")
-    return load_file(path)
+    return path
 
 
 @torch.no_grad()
 def _copy(saved: dict[str, torch.Tensor], into: dict[str, torch.Tensor], folder: Path) -> None:
     for name, tensor in into.items():
-        if name not in saved or saved[name].shape != tensor.shape:
-            there = tuple(saved[name].shape) if name in saved else "absent"
-            raise UserError(
-                f"{name} in {folder} is {there}, and the recipe wants {tuple(tensor.shape)}; give the same sizes or "
-                "set model.keep_heads=false."
-            )
+        _check_shape(name, tuple(saved[name].shape) if name in saved else None, tuple(tensor.shape), folder)
         tensor.copy_(saved[name])
+
+
+def _check_shape(name: str, there: tuple | None, wanted: tuple, folder: Path) -> None:
+    if there != wanted:
+        raise UserError(
+            f"{name} in {folder} is {there or 'absent'}, and the recipe wants {wanted}; give the same sizes or "
+            "set model.keep_heads=false."
+        )

@@ -1,4 +1,7 @@
-"""RICE pre-training as one module: a tower with a region readout, its class centres, and the loss (section 3.3)."""
+"""RICE pre-training as one module: a tower with a region readout, its class centres, and the loss (section 3.3).
+
+Under several processes each holds its part of the centres (Partial FC, `class_shard`).
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,10 +13,12 @@ from transformers.utils.generic import ModelOutput
 
 from ..vision_towers import describe_tower
 from ..vision_towers.errors import UserError
+from .class_shard import ClassShard
 from .cluster_loss import ClusterLossConfig, LossForm, cluster_discrimination_loss
 from .normalise import PixelNorm
 
 CENTRE_STD = 0.01  # as in Partial FC; only the direction of a centre counts
+_BLOCK = 4096  # centres that are drawn together
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,14 @@ class RiceObjective(nn.Module):
     """The tower and its class centres.
 
     tower: any tower with a region readout; `region_embeds` are used as they are (the paper states no projection).
-    num_objects: K, object classes. num_ocr: V, token classes; 0 leaves OCR regions out.
+    num_objects: K, object classes. num_ocr: V, token classes; 0 leaves OCR regions out. seed: of the centres, which are
+    the same for any number of processes.
     The two kinds of region share one loss and have a table of centres each (one table or two: not in the paper).
+
+    `class_shards` tells the engine which rows of the tables this process holds.
     """
 
-    def __init__(self, tower: PreTrainedModel, num_objects: int, num_ocr: int, config: RiceConfig):
+    def __init__(self, tower: PreTrainedModel, num_objects: int, num_ocr: int, config: RiceConfig, seed: int = 0):
         super().__init__()
         spec = describe_tower(tower.config)
         if not spec.region_dim:
@@ -59,9 +67,20 @@ class RiceObjective(nn.Module):
         self.tower = tower
         self.settings = config  # Trainer writes into a model's `config`
         self.norm = PixelNorm(spec.image_mean, spec.image_std)
-        self.object_centres = _centres(num_objects, spec.region_dim, learned=True)
-        learned = config.ocr_centres == "learned"
-        self.ocr_centres = _centres(num_ocr, spec.region_dim, learned) if num_ocr else None
+        self.class_shards = {"object_centres": ClassShard.mine(num_objects)}
+        if num_ocr:
+            self.class_shards["ocr_centres"] = ClassShard.mine(num_ocr)
+        tables = [
+            new_centres(shard, spec.region_dim, (seed << 1) + number)
+            for number, shard in enumerate(self.class_shards.values())
+        ]
+        self.object_centres = nn.Parameter(tables[0])
+        if not num_ocr:
+            self.ocr_centres = None
+        elif config.ocr_centres == "learned":
+            self.ocr_centres = nn.Parameter(tables[1])
+        else:
+            self.ocr_centres = nn.Buffer(tables[1])
 
     def forward(
         self,
@@ -90,14 +109,28 @@ class RiceObjective(nn.Module):
         for name, centres, labels, form, weight in tasks:
             rows = (labels >= 0).any(dim=1)
             labels = labels[rows]
-            part = cluster_discrimination_loss(embeds[rows], centres, labels, labels >= 0, settings.loss, form=form)
+            part = cluster_discrimination_loss(
+                embeds[rows],
+                centres,
+                labels,
+                labels >= 0,
+                settings.loss,
+                form=form,
+                shard=self.class_shards[f"{name}_centres"],
+            )
             loss = loss + weight * part.loss
-            if len(labels):
+            if part.counted.any():
                 metrics[f"{name}_loss"] = part.loss.detach()
                 metrics[f"{name}_top1"] = part.correct.float().mean()
         return ObjectiveOutput(loss=loss, metrics=metrics)
 
 
-def _centres(count: int, dim: int, learned: bool) -> Tensor:
-    values = torch.empty(count, dim).normal_(std=CENTRE_STD)
-    return nn.Parameter(values) if learned else nn.Buffer(values)
+def new_centres(shard: ClassShard, dim: int, seed: int) -> Tensor:
+    """The shard's rows `(size, D)` of a table of random centres that depends on `seed` alone, not on the shard."""
+    rows = []
+    for block in range(shard.first // _BLOCK, -(-(shard.first + shard.size) // _BLOCK)):
+        generator = torch.Generator().manual_seed((seed << 32) + block)
+        values = torch.empty(_BLOCK, dim).normal_(std=CENTRE_STD, generator=generator)
+        first = block * _BLOCK
+        rows.append(values[max(0, shard.first - first) : shard.first + shard.size - first])
+    return torch.cat(rows) if rows else torch.empty(0, dim)

@@ -1,5 +1,6 @@
 """The training engine that all stages share: transformers' Trainer with parts, checks, resume and a run directory."""
 
+from .arguments import join_processes
 from .audit import AuditError, AuditResult
 from .interrupt import StageInterrupted
 from .manifest import weights_hash
@@ -14,6 +15,7 @@ __all__ = [
     "StageResult",
     "apply_parts",
     "finished_result",
+    "join_processes",
     "part_rows",
     "run_stage",
     "trainability_table",

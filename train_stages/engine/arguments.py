@@ -9,12 +9,24 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 from ...vision_towers.errors import UserError
 from ..train_config import TrainConfig
 
 T = TypeVar("T")
+
+
+def join_processes(device: str) -> None:
+    """Set up torch.distributed under torchrun; nothing in a single process. For what is built before the training.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        use_cpu = _uses_cpu(device)
+        PartialState(cpu=use_cpu, backend="gloo" if use_cpu else None)
 
 
 def training_arguments(train: TrainConfig, folder: Path, samples: int | None, device: str) -> TrainingArguments:

@@ -66,6 +66,7 @@ def run_stage(
     parents: Mapping[str, Path | str],
     data: Mapping[str, str],
     save: Callable[[Path], None],
+    before_save: Callable[[], None] = lambda: None,
     callbacks: Sequence[TrainerCallback] = (),
     device: str = "auto",
     overwrite: bool = False,
@@ -84,7 +85,8 @@ def run_stage(
         parents: role -> directory (or id) of the checkpoints this model was built from.
         data: name -> hash of the data.
         save: writes the final model (and processor) into the directory it is given; the files are then moved into
-            `run_dir`, so that a crash leaves no half-written model there.
+            `run_dir`, so that a crash leaves no half-written model there. It is called in the first process only.
+        before_save: called in every process before `save`: what processes have to put together.
         device: auto, cpu, cuda or mps. Under torchrun every process runs this function; on CPU they talk over gloo.
         overwrite: remove the run that stands in `run_dir` first.
 
@@ -102,7 +104,15 @@ def run_stage(
     known_parents = decided_by_first(args, lambda: {name: parent_record(path) for name, path in parents.items()})
     plan = decided_by_first(
         args,
-        lambda: plan_run(run_dir, stage=stage, recipe=recipe, data=data, parents=known_parents, overwrite=overwrite),
+        lambda: plan_run(
+            run_dir,
+            stage=stage,
+            recipe=recipe,
+            data=data,
+            parents=known_parents,
+            overwrite=overwrite,
+            processes=args.world_size,
+        ),
     )
     if plan.finished:
         console.print(f"{stage}: {run_dir} is finished; nothing to do.", markup=False, highlight=False, soft_wrap=True)
@@ -183,6 +193,7 @@ def run_stage(
     if use_cache is not None:
         model.config.use_cache = use_cache  # pyright: ignore[reportAttributeAccessIssue]
     model.eval()
+    before_save()
     if args.should_save:
         book.model(save)
         book.close("finished")

@@ -36,12 +36,14 @@ def plan_run(
     data: Mapping[str, str],
     parents: Mapping[str, Mapping[str, Any]],
     overwrite: bool,
+    processes: int = 1,
 ) -> RunPlan:
     """Look at `run_dir` (created when absent) and decide.
 
     Args:
         recipe, data, parents: of the run to come: data name -> hash, parent name -> `parent_record`.
         overwrite: remove the run that stands there (its own files only).
+        processes: of the run to come. It may differ from the run's before when `train.batch_size` makes up for it.
 
     Raises:
         UserError: the directory holds a run of another recipe, data or parent (says what differs), or a model of
@@ -61,12 +63,21 @@ def plan_run(
     before = {"stage": there["stage"], "data": there["data"], "parents": _hashes(there["parents"])}
     now = {"stage": stage, "data": dict(data), "parents": _hashes(parents)}
     before["recipe"], now["recipe"] = read_yaml(run_dir / RECIPE_FILE), plain(recipe)
+    _same_batch_over_processes(before["recipe"], there["machine"]["processes"], now["recipe"], processes)
     if changes := differences(before, now):
         listed = "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else "")
         raise UserError(f"{run_dir} holds another run ({listed}): choose a new directory or use --overwrite.")
     if there["status"] == "finished":
         return RunPlan(finished=True)
     return RunPlan(checkpoint=last_checkpoint(run_dir))
+
+
+def _same_batch_over_processes(before: dict, processes_before: int, now: dict, processes: int) -> None:
+    """A batch cut up for another number of processes is the same batch: its size is then no difference."""
+    old, new = before.get("train", {}), now.get("train", {})
+    sizes = old.get("batch_size"), new.get("batch_size")
+    if None not in sizes and sizes[0] * processes_before == sizes[1] * processes:
+        old["batch_size"] = new["batch_size"]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

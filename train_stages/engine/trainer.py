@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_model
+from huggingface_hub import save_torch_state_dict
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -25,6 +25,16 @@ from .parts import Part, frozen_modules, parameter_groups
 from .run_log import LogRow
 from .schedule import Clock, lr_lambda
 from .seeded_data import EpochSampler
+from .shards import (
+    SHARDS_FOLDER,
+    class_shards,
+    clip_shards,
+    leave_to_model,
+    load_shards,
+    save_shards,
+    shared_parameters,
+    without_shards,
+)
 
 CLOCK_FILE = "clock.json"
 KEPT_CHECKPOINTS = 2
@@ -53,6 +63,7 @@ class StageTrainer(Trainer):
         self.lr_used: dict[
             str, float
         ] = {}  # part (its hidden matrices apart: part.muon) -> learning rate of the step just taken
+        leave_to_model(model)
         super().__init__(model, args, collate, dataset, callbacks=list(callbacks))  # pyright: ignore[reportArgumentType]
         self.remove_callback(PrinterCallback)  # it prints every log to stdout
 
@@ -96,7 +107,8 @@ class StageTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.lr_scheduler is None:
             inner = self.optimizer if optimizer is None else optimizer
-            inner = getattr(inner, "optimizer", inner)  # accelerate wraps it
+            assert inner is not None
+            inner = _inner(inner)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(inner, lr_lambda(self._train, self._clock))
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -125,6 +137,19 @@ class StageTrainer(Trainer):
         for name, value in (metrics or {}).items():
             self._metrics.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
         return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        bare = self.bare_model()
+        if not class_shards(bare):
+            return super()._clip_grad_norm(model)
+        clip_shards(bare, self._train.max_grad_norm)
+        return self.accelerator.clip_grad_norm_(shared_parameters(bare), self._train.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        bare = self.bare_model()
+        if grad_norm is None and class_shards(bare):
+            grad_norm = self.accelerator.clip_grad_norm_(shared_parameters(bare), float("inf"))
+        return super()._get_grad_norm(model, grad_norm)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: Trainer's estimate walks all parameters at every step and knows nothing of towers."""
@@ -165,11 +190,14 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's checkpoint, renamed to `step_N` once it is complete; the newest `KEPT_CHECKPOINTS` stay."""
         super()._save_checkpoint(model, trial)
+        written = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        assert self.optimizer is not None
+        save_shards(written / SHARDS_FOLDER, self.bare_model(), _inner(self.optimizer))
         if dist.is_initialized():
             dist.barrier()  # every process has written its random state
         if self.args.should_save:
             folder, step = Path(str(self.args.output_dir)), self.state.global_step
-            written, final = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder / f"step_{step}"
+            final = folder / f"step_{step}"
             (written / CLOCK_FILE).write_text(json.dumps({"step": step, "elapsed": self._clock.elapsed}))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(written, final)
@@ -194,14 +222,31 @@ class StageTrainer(Trainer):
             super()._save(output_dir, state_dict)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            save_model(model, str(folder / "model.safetensors"))
+            shards = class_shards(model)
+            state = {name: tensor for name, tensor in model.state_dict().items() if name not in shards}
+            save_torch_state_dict(state, folder, max_shard_size=1 << 62)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        assert self.optimizer is not None
+        with without_shards(self.bare_model(), _inner(self.optimizer)):
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            assert self.optimizer is not None
+            load_shards(Path(checkpoint) / SHARDS_FOLDER, self.bare_model(), _inner(self.optimizer))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_shards(Path(resume_from_checkpoint) / SHARDS_FOLDER, self.bare_model())
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A resume that leaves weights out is an error (tied tensors are stored once and miss their other names)."""
         model = self.bare_model()
         tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
         tensors |= dict(model.named_buffers(remove_duplicate=False))
-        missing = set(load_result.missing_keys)
+        missing = set(load_result.missing_keys) - set(class_shards(model))  # those are in files of their own
         restored = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
         lost = [name for name in missing if name not in tensors or tensors[name].data_ptr() not in restored]
         wrong = sorted(lost) + sorted(load_result.unexpected_keys)
@@ -211,3 +256,8 @@ class StageTrainer(Trainer):
                 f"{len(load_result.unexpected_keys)} unknown, first {wrong[0]}): delete the run's checkpoints folder "
                 "to start it again."
             )
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Without what accelerate wraps around it."""
+    return getattr(optimizer, "optimizer", optimizer)
