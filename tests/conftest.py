@@ -121,6 +121,7 @@ def in_processes(tmp_path):
 
     import torch
     import torch.distributed as dist
+    from accelerate.state import AcceleratorState
 
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs fork")
@@ -131,6 +132,7 @@ def in_processes(tmp_path):
         # As torchrun sets them.
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
+        AcceleratorState._reset_state(True)  # the parent may have been a single process of accelerate's
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
         torch.save(work(rank, *arguments), folder / f"{rank}.pt")
         dist.barrier()

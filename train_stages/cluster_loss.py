@@ -157,6 +157,7 @@ def cluster_discrimination_loss(
     generator: torch.Generator | None = None,
     shard: ClassShard | None = None,
     sample: Tensor | None = None,
+    row_sparse: bool = False,
 ) -> ClusterLossOutput:
     """RICE's region loss.
 
@@ -170,6 +171,8 @@ def cluster_discrimination_loss(
         this together. The loss is that over the regions of all processes; the gradient of `centres` is its exact
         gradient, that of `embeds` the exact one times the number of processes, for data parallelism to average.
     sample: int64 ids, the negatives to use instead of a fresh draw.
+    row_sparse: the gradient of `centres` is a sparse tensor of the rows that took part, where not all did (rho < 1):
+        memory and time then grow with rho K instead of K. `centres` is a leaf.
 
     The sampled classes are shared by all regions of the step, as in Partial FC. A region's own positives, also those
     that `max_positives` left out, are never its negatives; positives of other regions are. So a region has
@@ -190,11 +193,12 @@ def cluster_discrimination_loss(
         chosen = shard.gather_ids(chosen.masked_fill(~chosen_valid, -1))
         v = shard.gather_rows(F.normalize(embeds.to(dtype), dim=-1))
         table = centres if len(centres) else F.pad(centres, (0, 0, 0, 1))  # a process without classes
+        rows_of = partial(F.embedding, weight=table, sparse=row_sparse and table is centres)
 
         row, here = shard.local(chosen)
-        cos_pos = (F.normalize(F.embedding(row, table).to(dtype), dim=-1) @ v[:, :, None]).squeeze(-1)  # (R, M)
+        cos_pos = (F.normalize(rows_of(row).to(dtype), dim=-1) @ v[:, :, None]).squeeze(-1)  # (R, M)
         s_pos = config.scale * _with_margin(cos_pos, config)
-        draw = partial(_negatives, v, table, own, config, generator, shard, sample)
+        draw = partial(_negatives, v, table, rows_of, own, config, generator, shard, sample)
 
         if form == "decoupled":
             s_neg, keep = draw()
@@ -225,6 +229,7 @@ def _with_margin(cos: Tensor, config: ClusterLossConfig) -> Tensor:
 def _negatives(
     v: Tensor,
     table: Tensor,
+    rows_of: Callable[[Tensor], Tensor],
     own: Tensor,
     config: ClusterLossConfig,
     generator: torch.Generator | None,
@@ -249,7 +254,7 @@ def _negatives(
             0, drawn, torch.arange(len(drawn), device=v.device)
         )
         column, size = column_of[row], len(drawn)
-        weight = F.embedding(drawn, table)
+        weight = rows_of(drawn)
     s_neg = config.scale * (v @ F.normalize(weight.to(v.dtype), dim=-1).T)
     # Positives that are padding, elsewhere or not drawn go to a spare last column.
     column = torch.where(here & (column >= 0), column, size)

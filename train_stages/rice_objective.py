@@ -27,17 +27,22 @@ class RiceConfig:
 
     object_weight, ocr_weight: factors of the two losses (not in the paper; its authors' later code uses 1 for each).
     ocr_centres: "learned", or "frozen" at their random start (not in the paper).
+    row_sparse: gradients of centres hold the drawn classes only, and a lazy Adam (torch's SparseAdam) moves only those:
+        for large K, where a dense step would cost more than all else. Not in the paper; Partial FC does it.
     loss: see `ClusterLossConfig`.
     """
 
     object_weight: float = 1.0
     ocr_weight: float = 1.0
     ocr_centres: Literal["learned", "frozen"] = "learned"
+    row_sparse: bool = False
     loss: ClusterLossConfig = field(default_factory=ClusterLossConfig)
 
     def __post_init__(self) -> None:
         if self.object_weight < 0 or self.ocr_weight < 0 or not self.object_weight + self.ocr_weight:
             raise UserError("object_weight and ocr_weight must be 0 or more, and not both 0")
+        if self.row_sparse and self.loss.sample_rate >= 1:
+            raise UserError("rice.row_sparse needs rice.loss.sample_rate below 1; at 1 every row takes part")
 
 
 @dataclass
@@ -56,7 +61,8 @@ class RiceObjective(nn.Module):
     the same for any number of processes.
     The two kinds of region share one loss and have a table of centres each (one table or two: not in the paper).
 
-    `class_shards` tells the engine which rows of the tables this process holds.
+    `class_shards` tells the engine which rows of the tables this process holds, `row_sparse` which parameters have
+    sparse gradients.
     """
 
     def __init__(self, tower: PreTrainedModel, num_objects: int, num_ocr: int, config: RiceConfig, seed: int = 0):
@@ -81,6 +87,7 @@ class RiceObjective(nn.Module):
             self.ocr_centres = nn.Parameter(tables[1])
         else:
             self.ocr_centres = nn.Buffer(tables[1])
+        self.row_sparse = frozenset(self.class_shards) if config.row_sparse else frozenset()
 
     def forward(
         self,
@@ -117,6 +124,7 @@ class RiceObjective(nn.Module):
                 settings.loss,
                 form=form,
                 shard=self.class_shards[f"{name}_centres"],
+                row_sparse=settings.row_sparse,
             )
             loss = loss + weight * part.loss
             if part.counted.any():

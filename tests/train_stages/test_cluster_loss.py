@@ -299,3 +299,19 @@ def test_accuracy_counts_the_nearest_centre():
 def test_wrong_settings_are_refused_in_one_sentence(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         ClusterLossConfig(**bad)
+
+
+def test_row_sparse_gradients_are_the_dense_ones():
+    config = ClusterLossConfig(scale=8.0, sample_rate=0.5, max_positives=4)
+    gradients = []
+    for row_sparse in (False, True):
+        embeds, centres, ids, valid = case()
+        generator = torch.Generator().manual_seed(2)
+        out = cluster_discrimination_loss(
+            embeds, centres, ids, valid, config, generator=generator, row_sparse=row_sparse
+        )
+        out.loss.backward()
+        assert centres.grad.is_sparse == row_sparse
+        gradients.append((embeds.grad, centres.grad.to_dense()))
+    for dense, sparse in zip(*gradients, strict=True):
+        torch.testing.assert_close(sparse, dense)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from regiontower.train_stages.engine import Part
-from regiontower.train_stages.engine.optimizers import MuonAndAdamW, build_optimizer
+from regiontower.train_stages.engine.optimizers import JointOptimizer, build_optimizer
 from regiontower.train_stages.engine.parts import parameter_groups
 from regiontower.train_stages.train_config import TrainConfig
 
@@ -43,18 +43,23 @@ def steps(model, optimizer, count=3):
 
 def test_muon_takes_hidden_matrices_alone():
     model = Tiny()
-    found = {name for name, p in model.named_parameters() for g in groups(model) if g["muon"] and p is g["params"][0]}
+    found = {
+        name
+        for name, p in model.named_parameters()
+        for g in groups(model)
+        if g["method"] == "muon" and p is g["params"][0]
+    }
     assert found == {"hidden.0.weight"}  # the first of its group; the other one:
-    (hidden,) = (group for group in groups(model) if group["muon"])
+    (hidden,) = (group for group in groups(model) if group["method"] == "muon")
     assert [id(p) for p in hidden["params"]] == [id(model.hidden[0].weight), id(model.hidden[2].weight)]
-    assert hidden["lr"] == pytest.approx(0.02) and all(g["lr"] == 0.01 for g in groups(model) if not g["muon"])
-    assert not any(group["muon"] for group in parameter_groups(model, [Part("all", ("",), 0.01)], 0.1))
+    assert hidden["lr"] == pytest.approx(0.02) and all(g["lr"] == 0.01 for g in groups(model) if g["method"] != "muon")
+    assert not any(group["method"] == "muon" for group in parameter_groups(model, [Part("all", ("",), 0.01)], 0.1))
 
 
 def test_a_tied_head_is_a_table():
     model = Tiny()
     model.lm_head.weight = model.table.weight
-    assert sum(len(group["params"]) for group in groups(model) if group["muon"]) == 2
+    assert sum(len(group["params"]) for group in groups(model) if group["method"] == "muon") == 2
 
 
 def test_steps_are_those_of_torchs_own_optimizers():
@@ -96,4 +101,45 @@ def test_the_state_comes_back_and_a_scheduler_reaches_both():
     before = {name: tensor.detach().clone() for name, tensor in again.named_parameters()}
     for name, tensor in steps(again, restored, 1).items():
         assert torch.equal(tensor, before[name]), name
-    assert isinstance(restored, MuonAndAdamW)
+    assert isinstance(restored, JointOptimizer)
+
+
+class Classes(nn.Module):
+    """A map, and a table of which each step sees a few rows."""
+
+    row_sparse = frozenset({"centres"})
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.map = nn.Linear(4, 4)
+        self.centres = nn.Parameter(torch.randn(9, 4))
+
+    def forward(self):
+        rows = nn.functional.embedding(torch.tensor([1, 5, 5]), self.centres, sparse=True)
+        return self.map(rows).square().sum()
+
+
+def test_sparse_rows_move_alone_and_as_under_adam():
+    ours, theirs = Classes(), Classes()
+    before = ours.centres.detach().clone()
+    optimizer = build_optimizer(parameter_groups(ours, [Part("all", ("",), 0.01)], 0.1), TRAIN, "cpu")
+    found = steps(ours, optimizer)["centres"]
+    adam = torch.optim.Adam([theirs.centres], lr=0.01, betas=(0.9, 0.98))
+    map_only = torch.optim.AdamW(
+        [
+            {"params": [theirs.map.weight], "weight_decay": 0.1},
+            {"params": [theirs.map.bias], "weight_decay": 0.0},
+        ],
+        lr=0.01,
+        betas=(0.9, 0.98),
+    )
+    for _ in range(3):
+        theirs.zero_grad()
+        theirs().backward()
+        theirs.centres.grad = theirs.centres.grad.to_dense()
+        adam.step()
+        map_only.step()
+    torch.testing.assert_close(found, theirs.centres.detach())
+    untouched = [row for row in range(9) if row not in (1, 5)]
+    assert torch.equal(found[untouched], before[untouched]) and not torch.equal(found[[1, 5]], before[[1, 5]])

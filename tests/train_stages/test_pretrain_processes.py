@@ -1,6 +1,8 @@
 """Stage 0 in several gloo processes: what one process trains at the same global batch, with centres cut in pieces."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,6 +83,8 @@ def test_processes_equal_one_and_take_each_other_up(in_processes, tmp_path, reco
     for processes in (2, 3):
         in_processes(processes, train, processes, tmp_path / f"{processes}", records, overrides)
         assert_equal(tmp_path / f"{processes}", losses, weights, atol)
+        pieces = (tmp_path / f"{processes}" / "checkpoints" / "step_4" / "shards").glob("*.distcp")
+        assert sorted(path.name[:4] for path in pieces) == [f"__{rank}_" for rank in range(processes)]
     for before, after in ((2, 1), (2, 3), (1, 2)):
         run = tmp_path / f"{before}-{after}"
         for count, stop in ((before, True), (after, False)):
@@ -90,3 +94,31 @@ def test_processes_equal_one_and_take_each_other_up(in_processes, tmp_path, reco
                 in_processes(count, train, count, run, records, overrides, stop)
             assert (json.loads((run / "stage.json").read_text())["status"] == "finished") == (not stop)
         assert_equal(run, losses, weights, atol)
+
+
+def test_row_sparse_centres_come_back_from_a_checkpoint(in_processes, tmp_path, records):
+    """The same processes before and after: equal to the bit, with the moments of the centres."""
+    overrides = [
+        "train.optimizer=adamw", "model.rice.row_sparse=true", "model.rice.loss.sample_rate=0.5", "lr.heads=0.05",
+    ]  # fmt: skip
+    for stop, name in ((False, "straight"), (True, "resumed"), (False, "resumed")):
+        in_processes(2, train, 2, tmp_path / name, records, overrides, stop)
+    losses, weights = result(tmp_path / "straight")
+    assert_equal(tmp_path / "resumed", losses, weights, 0.0)
+
+
+def test_the_command_under_torchrun(tmp_path, records):
+    values = [
+        "train.steps=1",
+        "train.batch_size=3",
+        f"data.records={records}",
+        f"data.cache_dir={records.parent}/pixels",
+    ]
+    sets = [word for value in [*SMALL, *values] for word in ("--set", value)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "regiontower", "pretrain", "rice-nano", "--out", str(tmp_path / "run"), "--device", "cpu", *sets]
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+    stage = json.loads((tmp_path / "run" / "stage.json").read_text())
+    assert (stage["status"], stage["machine"]["processes"]) == ("finished", 2)
+    assert (tmp_path / "run" / "checkpoints" / "step_1" / "shards" / "__1_0.distcp").is_file()

@@ -106,4 +106,7 @@ def checksum(tensor: torch.Tensor) -> int:
 
 
 def _has_gradient(parameter: torch.Tensor) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.any())
+    gradient = parameter.grad
+    if gradient is None:
+        return False
+    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())

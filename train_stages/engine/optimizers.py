@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Muon, Optimizer, SparseAdam
 
 from ..train_config import TrainConfig
 
@@ -15,48 +15,47 @@ def build_optimizer(groups: list[dict], train: TrainConfig, device: str) -> Opti
     """The optimizer of `train` (torch's own implementations).
 
     Args:
-        groups: with the keys of `parameter_groups`; those with `"muon": True` hold matrices only.
+        groups: of `parameter_groups`; those with `"method": "muon"` hold matrices only.
         device: type of the parameters' device; where torch has a fused AdamW, it is used.
     """
     if train.optimizer == "sgd":
         return SGD(groups, lr=0.0)
     adamw: dict[str, Any] = {"lr": 0.0, "betas": train.betas, "fused": device in ("cpu", "cuda")}
-    if train.optimizer == "muon":
-        return MuonAndAdamW(groups, adamw)
-    return AdamW(groups, **adamw)
+    if {group["method"] for group in groups} == {"adamw"}:
+        return AdamW(groups, **adamw)
+    make: dict[str, Callable[[list[dict]], Optimizer]] = {
+        # Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a hidden matrix
+        # by the nearest orthogonal matrix. `match_rms_adamw` (Liu et al. 2025, arXiv 2502.16982, Sec. 2.2) scales that
+        # update to the size of AdamW's, so that learning rates and weight decay mean the same for both. It works on
+        # whole matrices: not for parameters that FSDP or ZeRO cut into shards.
+        "muon": lambda mine: Muon(mine, lr=0.0, adjust_lr_fn="match_rms_adamw"),
+        "adamw": lambda mine: AdamW(mine, **adamw),
+        # Moments and weights change in the rows that have a gradient, and nowhere else.
+        "sparse_adam": lambda mine: SparseAdam(mine, lr=1.0, betas=train.betas),  # each group brings its own rate
+    }
+    return JointOptimizer(groups, make)
 
 
-class MuonAndAdamW(Optimizer):
-    """Muon for the groups that ask for it, AdamW for the others, behind one `step` and one state.
+class JointOptimizer(Optimizer):
+    """An optimizer for each `method` of the groups, behind one `step` and one state."""
 
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a hidden matrix by the
-    nearest orthogonal matrix. `match_rms_adamw` (Liu et al. 2025, arXiv 2502.16982, Sec. 2.2) scales that update to the
-    size of AdamW's, so that learning rates and weight decay mean the same for both.
-
-    Works on whole matrices: not for parameters that FSDP or ZeRO cut into shards.
-    """
-
-    def __init__(self, groups: list[dict], adamw: dict[str, Any]) -> None:
-        hidden = [group for group in groups if group["muon"]]
-        others = [group for group in groups if not group["muon"]]
-        self._optimizers: list[tuple[Optimizer, bool]] = []
-        if hidden:
-            self._optimizers.append((Muon(hidden, lr=0.0, adjust_lr_fn="match_rms_adamw"), True))
-        if others:
-            self._optimizers.append((AdamW(others, **adamw), False))
-        # Both have filled in their own settings: the groups are complete, and the same objects in all three.
-        super().__init__([*hidden, *others], {})
+    def __init__(self, groups: list[dict], make: Mapping[str, Callable[[list[dict]], Optimizer]]) -> None:
+        methods = sorted({group["method"] for group in groups})
+        by_method = {method: [group for group in groups if group["method"] == method] for method in methods}
+        self._optimizers = {method: make[method](mine) for method, mine in by_method.items()}
+        # Each has filled in its own settings: the groups are complete, and the same objects here and there.
+        super().__init__([group for mine in by_method.values() for group in mine], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
-        """One step of both."""
+        """One step of each."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for optimizer, is_muon in self._optimizers:
+        for method, optimizer in self._optimizers.items():
             # Shared anew each time: loading a state puts new objects in place of the old ones.
-            optimizer.param_groups = [group for group in self.param_groups if group["muon"] == is_muon]
+            optimizer.param_groups = [group for group in self.param_groups if group["method"] == method]
             optimizer.state = self.state
             optimizer.step()
         return loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from rich.table import Table
@@ -99,17 +100,20 @@ def frozen_modules(model: nn.Module, parts: Sequence[Part]) -> list[nn.Module]:
     return [modules[prefix] for part in parts if not part.lr for prefix in part.prefixes if prefix in modules]
 
 
+Method = Literal["adamw", "muon", "sparse_adam"]
+
+
 def parameter_groups(
     model: nn.Module, parts: Sequence[Part], weight_decay: float, muon_lr: float | None = None
 ) -> list[dict]:
-    """Optimizer groups `{"params", "lr", "weight_decay", "part", "muon"}`, at most three for each trained part.
+    """Optimizer groups `{"params", "lr", "weight_decay", "part", "method"}`, a few for each trained part.
 
     Weight decay spares what is no matrix of a linear map: tensors with at most one dimension longer than 1 (norms,
     biases, class tokens), tables of `nn.Embedding`, and `(1, N, D)` tables of positions or query tokens.
 
-    With `muon_lr`, weights of `nn.Linear` other than the output head are groups of their own, `"muon": True`, at
-    `muon_lr` times the part's learning rate. Tables, heads, centres and patch embeddings are not for Muon: their rows
-    are separate things, not one map.
+    method: "sparse_adam" for what `model.row_sparse` (names) lists, without weight decay; with `muon_lr`, "muon" for
+    the weights of `nn.Linear` other than the output head, at `muon_lr` times the part's learning rate; "adamw" for the
+    rest. Tables, heads, centres and patch embeddings are not for Muon: their rows are separate things, not one map.
     """
     found = part_of_each(model, parts)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -117,22 +121,22 @@ def parameter_groups(
     if muon_lr is not None:
         hidden = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - tables
         hidden -= {id(module.weight) for name, module in model.named_modules() if name.split(".")[-1] == "lm_head"}
-    groups: dict[tuple[str, bool, bool], dict] = {}
+    sparse = getattr(model, "row_sparse", frozenset())
+    groups: dict[tuple[str, bool, Method], dict] = {}
     for name, parameter in model.named_parameters():
         part = found[name]
         if not part.lr:
             continue
-        decays = id(parameter) not in tables and not _is_table_or_vector(parameter)
-        muon = id(parameter) in hidden
-        lr = part.lr * muon_lr if muon and muon_lr is not None else part.lr
+        method: Method = "sparse_adam" if name in sparse else "muon" if id(parameter) in hidden else "adamw"
+        decays = method != "sparse_adam" and id(parameter) not in tables and not _is_table_or_vector(parameter)
         group = groups.setdefault(
-            (part.name, decays, muon),
+            (part.name, decays, method),
             {
                 "params": [],
-                "lr": lr,
+                "lr": part.lr * (muon_lr or 1.0) if method == "muon" else part.lr,
                 "weight_decay": weight_decay if decays else 0.0,
                 "part": part.name,
-                "muon": muon,
+                "method": method,
             },
         )
         group["params"].append(parameter)

@@ -117,7 +117,7 @@ class StageTrainer(Trainer):
         """To be called between the optimizer's step and the scheduler's."""
         assert self.optimizer is not None
         self.lr_used = {
-            group["part"] + (".muon" if group["muon"] else ""): float(group["lr"])
+            group["part"] + ("" if group["method"] == "adamw" else f".{group['method']}"): float(group["lr"])
             for group in self.optimizer.param_groups
         }
 
