@@ -99,8 +99,14 @@ def exp_sum(logits: Tensor, keep: Tensor) -> ExpSum:
     is therefore a plain zero instead of a NaN.
     """
     masked = logits.masked_fill(~keep, -torch.inf)
-    top = F.pad(masked.detach(), (0, 1), value=0.0).amax(dim=1)
-    return ExpSum(top, (masked - top[:, None]).exp().sum(dim=1))
+    top = row_max(masked.detach()).clamp(min=0.0)
+    # In place, on what nobody else holds: with a million classes each copy counts.
+    return ExpSum(top, (masked - top[:, None]).exp_().sum(dim=1))
+
+
+def row_max(logits: Tensor) -> Tensor:
+    """The largest entry of each row, (R,); -inf without columns."""
+    return logits.amax(dim=1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
 
 
 def over_shards(parts: ExpSum, shard: ClassShard) -> ExpSum:
@@ -284,4 +290,4 @@ def _mean_softmax(
 
 def _largest(logits: Tensor, keep: Tensor, shard: ClassShard) -> Tensor:
     """The largest kept logit of each row over all classes; -inf where there is none."""
-    return shard.max(F.pad(logits.masked_fill(~keep, -torch.inf), (0, 1), value=-torch.inf).amax(dim=1))
+    return shard.max(row_max(logits.masked_fill(~keep, -torch.inf)))
