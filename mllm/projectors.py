@@ -7,9 +7,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from ..vision_towers.positions import CODE_SIZE, grid_centres, sinusoidal_2d
 from .config import RegionLlavaConfig
-
-SIN2D_FREQUENCIES = 16  # a coordinate; the finest has a period of 1/64 of the image, below one patch of 560/14
 
 
 class RegionProjector(nn.Sequential):
@@ -56,9 +55,7 @@ class ImageProjector(nn.Module):
         width = config.text.hidden_size
         self.merge_size = config.merge_size
         self.project = Merge2x2Projector(config) if self.merge_size == 2 else LlavaMultiModalProjector(config)
-        self.position = (
-            nn.Linear(4 * SIN2D_FREQUENCIES, width, bias=False) if config.image_position == "sin2d" else None
-        )
+        self.position = nn.Linear(CODE_SIZE, width, bias=False) if config.image_position == "sin2d" else None
         self.row_end = nn.Parameter(torch.randn(width) / math.sqrt(width)) if config.row_end else None
 
     def forward(self, tokens: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
@@ -70,24 +67,13 @@ class ImageProjector(nn.Module):
         else:
             projected = self.project(tokens)
         if self.position is not None:
-            projected = projected + self.position(sin2d_code(rows, columns, projected))
+            code = sinusoidal_2d(grid_centres(rows, columns, projected.device))
+            projected = projected + self.position(code.to(projected.dtype))
         if self.row_end is not None:
             lines = projected.unflatten(1, (rows, columns))
             ends = self.row_end.expand(lines.shape[0], rows, 1, -1).to(lines.dtype)
             projected = torch.cat([lines, ends], dim=2).flatten(1, 2)
         return projected
-
-
-def sin2d_code(rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
-    """2D sinusoidal code of patch centres, `(rows * columns, 4 * SIN2D_FREQUENCIES)`.
-
-    For a centre at (x, y) in 0..1: sin and cos of 2 pi f x and 2 pi f y, with f geometric from 1/2 to 64.
-    """
-    f = torch.logspace(-1, 6, SIN2D_FREQUENCIES, base=2, device=like.device)
-    y = (torch.arange(rows, device=like.device) + 0.5) / rows
-    x = (torch.arange(columns, device=like.device) + 0.5) / columns
-    angles = 2 * math.pi * torch.cartesian_prod(y, x).view(-1, 2)[..., None] * f
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like.dtype)
 
 
 def image_token_count(grid_hw: tuple[int, int], merge_size: int, row_end: bool) -> int:

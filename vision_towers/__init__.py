@@ -3,6 +3,7 @@
 Importing this package registers our towers with `AutoConfig`, `AutoModel` and `AutoImageProcessor`.
 """
 
+from .cloc_vision import ClocVisionConfig, ClocVisionModel, ClocVisionOutput
 from .describe import TowerSpec, describe_tower, register_tower, registered_towers
 from .errors import UserError
 from .image_processor import tower_image_processor
@@ -16,6 +17,9 @@ from .roi_model import RoiVisionConfig, RoiVisionModel
 register_all()
 
 __all__ = [
+    "ClocVisionConfig",
+    "ClocVisionModel",
+    "ClocVisionOutput",
     "RiceVisionConfig",
     "RiceVisionModel",
     "RoiVisionConfig",

@@ -6,7 +6,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImagePro
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 
-from .describe import TowerSpec, describe_tower, register_tower, registered_towers
+from .cloc_vision import ClocVisionConfig, ClocVisionModel
+from .describe import Describe, TowerSpec, describe_tower, register_tower, registered_towers
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionConfig, RoiVisionModel
@@ -18,22 +19,27 @@ def describe_rice(config) -> TowerSpec:
     return replace(native, region_dim=config.hidden_size, region_readout="rice")
 
 
-def describe_roi(config) -> TowerSpec:
-    """The native tower inside, without its registers, plus RoIAlign."""
-    native = describe_tower(config.tower_config)
-    return replace(
-        native,
-        num_prefix_tokens=min(1, native.num_prefix_tokens),
-        region_dim=native.hidden_size,
-        region_readout="roi",
-    )
+def describe_wrapped(readout: str) -> Describe:
+    """The native tower inside, without its registers, plus a readout as wide as the tower."""
+
+    def describe(config) -> TowerSpec:
+        native = describe_tower(config.tower_config)
+        prefix = min(1, native.num_prefix_tokens)
+        return replace(native, num_prefix_tokens=prefix, region_dim=native.hidden_size, region_readout=readout)
+
+    return describe
 
 
 def register_all() -> None:
     """Register once, at import."""
     register_tower("rice_vision_model", describe_rice)
-    register_tower("roi_vision_model", describe_roi)
-    for config, model in ((RiceVisionConfig, RiceVisionModel), (RoiVisionConfig, RoiVisionModel)):
+    register_tower("roi_vision_model", describe_wrapped("roi"))
+    register_tower("cloc_vision_model", describe_wrapped("cloc"))
+    for config, model in (
+        (RiceVisionConfig, RiceVisionModel),
+        (RoiVisionConfig, RoiVisionModel),
+        (ClocVisionConfig, ClocVisionModel),
+    ):
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)
         AutoImageProcessor.register(

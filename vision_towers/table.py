@@ -3,19 +3,18 @@
 from dataclasses import asdict
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING
 
 from .describe import describe_tower, registered_towers
-from .roi_model import RoiVisionConfig
+from .wrapped_model import WrappedVisionConfig
 
 
 def tower_rows() -> list[dict[str, Any]]:
     """One row a registered type, described at its configuration's default sizes."""
     rows = []
     for model_type in sorted(registered_towers()):
-        config = (
-            RoiVisionConfig(tower_config={}) if model_type == "roi_vision_model" else AutoConfig.for_model(model_type)
-        )
+        kind = CONFIG_MAPPING[model_type]
+        config = kind(tower_config={}) if issubclass(kind, WrappedVisionConfig) else kind()
         spec = describe_tower(config)
         grid = spec.grid(spec.image_size, spec.image_size)
         rows.append({"type": model_type, "tokens": grid[0] * grid[1], **asdict(spec)})
