@@ -8,7 +8,6 @@ All of it is the identity in a single process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..vision_towers.errors import UserError
+from .gather import gather_rows
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class ClassShard:
         processes. Each computes the same loss, and data parallelism averages gradients over processes; the factor makes
         that average the gradient of this loss.
         """
-        if self.group is None:
-            return rows
-        return _GatherRows.apply(rows, self._row_counts(len(rows), rows.device), self.group)  # pyright: ignore
+        return gather_rows(rows, self.group, self.processes)
 
     def gather_ids(self, ids: Tensor, fill: int = -1) -> Tensor:
         """`ids (R_w, P_w)` int64 of every process: `(sum R_w, max P_w)`, narrower ones filled up with `fill`."""
@@ -77,7 +75,7 @@ class ClassShard:
         dist.all_reduce(width, dist.ReduceOp.MAX, group=self.group)
         padded = torch.full((len(ids), int(width)), fill, dtype=ids.dtype, device=ids.device)
         padded[:, : ids.shape[1]] = ids
-        return _gather(padded, self._row_counts(len(ids), ids.device), self.group)
+        return gather_rows(padded, self.group)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over processes, with the gradient of each one's own addend (all of them compute the same loss)."""
@@ -91,42 +89,11 @@ class ClassShard:
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return values
 
-    def _row_counts(self, rows: int, device: torch.device) -> list[int]:
-        counts = torch.zeros(self.processes, dtype=torch.int64, device=device)
-        assert self.group is not None
-        counts[self.group.rank()] = rows
-        dist.all_reduce(counts, group=self.group)
-        return counts.tolist()
-
 
 def check_shard(shard: ClassShard, rows: int) -> None:
     """Raises UserError when a table of `rows` centres is not this process's part."""
     if rows != shard.size:
         raise UserError(f"this process holds {shard.size} of {shard.total} classes, and got a table of {rows} centres.")
-
-
-def _gather(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """Ragged all-gather: padded to the longest, as not every backend takes pieces of different sizes."""
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    pieces = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(pieces, padded, group=group)
-    return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.counts, ctx.group = counts, group
-        return _gather(rows, counts, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        rank = ctx.group.rank()
-        first = sum(ctx.counts[:rank])
-        return total[first : first + ctx.counts[rank]] * len(ctx.counts), None, None
 
 
 class _Sum(torch.autograd.Function):

@@ -1,18 +1,17 @@
-"""The control: CLIP's image-text objective (symmetric InfoNCE) on the same tower, with a small text tower."""
+"""The control: CLIP's image-text objective on the same tower, with a small text tower."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from ..vision_towers import describe_tower
+from .contrastive import contrastive_loss
+from .gather import world
 from .normalise import PixelNorm
 from .rice_objective import ObjectiveOutput
-
-MAX_LOGIT_SCALE = math.log(100.0)
 
 
 @dataclass(frozen=True)
@@ -24,21 +23,6 @@ class ClipConfig:
     text_layers: int = 4
     text_heads: int = 6
     max_tokens: int = 64
-
-
-def info_nce(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """CLIP's loss over a batch of pairs.
-
-    image, text: (B, D), any scale; pair i is row i of both. logit_scale: log of the inverse temperature, kept at or
-    below log 100. Returns the mean of both directions' cross-entropies and the (B, B) logits, in float32 at least.
-    """
-    with torch.autocast(image.device.type, enabled=False):
-        dtype = torch.promote_types(image.dtype, torch.float32)
-        image, text = F.normalize(image.to(dtype), dim=-1), F.normalize(text.to(dtype), dim=-1)
-        logits = logit_scale.to(dtype).clamp(max=MAX_LOGIT_SCALE).exp() * image @ text.T
-        pairs = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
-    return loss, logits
 
 
 class ClipObjective(nn.Module):
@@ -74,6 +58,5 @@ class ClipObjective(nn.Module):
         # CLIPTextModel's own pooling finds the end token by its id, and differently for id 2.
         last = attention_mask.sum(dim=1) - 1
         text = self.text_projection(states[torch.arange(len(states), device=states.device), last])
-        loss, logits = info_nce(image, text, self.logit_scale)
-        hits = logits.detach().argmax(dim=1) == torch.arange(len(logits), device=logits.device)
-        return ObjectiveOutput(loss=loss, metrics={"image_to_text_top1": hits.float().mean()})
+        found = contrastive_loss(image, text, self.logit_scale, group=world())
+        return ObjectiveOutput(loss=found.loss, metrics={"image_to_text_top1": found.correct.float().mean()})

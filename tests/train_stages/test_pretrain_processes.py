@@ -13,12 +13,14 @@ from transformers import TrainerCallback
 from regiontower.train_stages.engine import StageInterrupted
 from regiontower.train_stages.pretrain import PretrainRecipe, pretrain
 from regiontower.train_stages.recipe import load_recipe
+from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.scenes import write_scenes
+from regiontower.train_stages.tokenizer import train_tokenizer
 
 GLOBAL_BATCH = 6
 SMALL = [
-    "model={tower: null, keep_heads: false}",
-    "model.objective=rice",
+    "model.tower=null",
+    "model.keep_heads=false",
     "model.size={hidden_size: 32, layers: 2, heads: 2, intermediate_size: 64, patch_size: 14, image_size: 56, "
     "num_region_layers: 1}",
     "train.steps=4",
@@ -43,12 +45,12 @@ class StopAfterStep2(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def train(rank, processes, run_dir, records, overrides, stop=False):
+def train(rank, processes, run_dir, records, overrides, stop=False, name="rice-nano"):
     values = [f"data.records={records}", f"data.cache_dir={records.parent}/pixels"]
     values.append(f"train.batch_size={GLOBAL_BATCH // processes}")
     if processes > 1:
         dist.destroy_process_group()  # under torchrun there is none yet
-    recipe = load_recipe("rice-nano", PretrainRecipe, [*SMALL, *values, *overrides])
+    recipe = load_recipe(name, PretrainRecipe, [*SMALL, *values, *overrides])
     try:
         pretrain(recipe, run_dir, device="cpu", callbacks=[StopAfterStep2()] if stop else [])
     except (KeyboardInterrupt, StageInterrupted):
@@ -105,6 +107,18 @@ def test_row_sparse_centres_come_back_from_a_checkpoint(in_processes, tmp_path, 
         in_processes(2, train, 2, tmp_path / name, records, overrides, stop)
     losses, weights = result(tmp_path / "straight")
     assert_equal(tmp_path / "resumed", losses, weights, 0.0)
+
+
+def test_captions_are_contrasted_with_those_of_all_processes(in_processes, tmp_path, records):
+    captions = [caption for record in read_records(records).records for caption in record.captions]
+    train_tokenizer(captions, tmp_path / "tokenizer", 512)
+    overrides = [
+        "train.optimizer=sgd", f"data.tokenizer={tmp_path}/tokenizer",
+        "model.clip={embed_dim: 16, text_hidden: 16, text_layers: 1, text_heads: 2}",
+    ]  # fmt: skip
+    train(0, 1, tmp_path / "one", records, overrides, name="clip-nano")
+    in_processes(2, train, 2, tmp_path / "two", records, overrides, False, "clip-nano")
+    assert_equal(tmp_path / "two", *result(tmp_path / "one"), 1e-5)
 
 
 def test_the_command_under_torchrun(tmp_path, records):
