@@ -18,8 +18,9 @@ import torch
 from regiontower.mllm import load_mllm
 from regiontower.train_stages.engine.manifest import read_stage
 from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
-from regiontower.train_stages.pretrain import PretrainRecipe, pretrain
+from regiontower.train_stages.pretrain import pretrain
 from regiontower.train_stages.pretrain_lm import LMRecipe, pretrain_lm, tokenizer_corpus
+from regiontower.train_stages.pretrain_recipe import PretrainRecipe
 from regiontower.train_stages.recipe import load_recipe
 from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.region_clusters import ClusterConfig, write_clustered

@@ -73,7 +73,9 @@ def towers(json_: Json = False) -> None:
         typer.echo(tower_table())
 
 
-def _stage_command(name: str, module: str, recipe_class: str, function: str, help_text: str) -> None:
+def _stage_command(
+    name: str, module: str, recipe_class: str, function: str, help_text: str, recipe_module: str = ""
+) -> None:
     """Add a training stage: all four read a recipe and give it to one function of `train_stages`."""
 
     @app.command(name, help=help_text)
@@ -88,7 +90,8 @@ def _stage_command(name: str, module: str, recipe_class: str, function: str, hel
         from .train_stages.recipe import load_recipe
 
         found = importlib.import_module(f".train_stages.{module}", __package__)
-        resolved = load_recipe(recipe, getattr(found, recipe_class), sets or ())
+        kinds = importlib.import_module(f".train_stages.{recipe_module or module}", __package__)
+        resolved = load_recipe(recipe, getattr(kinds, recipe_class), sets or ())
         result = getattr(found, function)(resolved, out, device, overwrite=overwrite)
         _report(
             {
@@ -104,7 +107,7 @@ def _stage_command(name: str, module: str, recipe_class: str, function: str, hel
 
 _stage_command(
     "pretrain", "pretrain", "PretrainRecipe", "pretrain",
-    "Stage 0: train a vision tower on region records (RICE), or on captions (CLIP).",
+    "Stage 0: train a vision tower on region records (RICE, CLOC), or on captions (CLIP).", "pretrain_recipe",
 )  # fmt: skip
 _stage_command(
     "pretrain-lm", "pretrain_lm", "LMRecipe", "pretrain_lm",

@@ -72,8 +72,9 @@ def quickstart(out: str | Path, minutes: float = 4.0) -> dict[str, Any]:
     from .eval.run import evaluate
     from .eval.task_folder import require_lmms_eval
     from .train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
-    from .train_stages.pretrain import PretrainRecipe, pretrain
+    from .train_stages.pretrain import pretrain
     from .train_stages.pretrain_lm import LMRecipe, pretrain_lm
+    from .train_stages.pretrain_recipe import PretrainRecipe
     from .train_stages.recipe import load_recipe
     from .train_stages.scenes import EVAL_SEED_START, write_scenes
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from ..vision_towers import describe_tower
+from ..vision_towers.text_tower import text_states
 from .contrastive import contrastive_loss
 from .gather import world
 from .normalise import PixelNorm
@@ -54,9 +55,6 @@ class ClipObjective(nn.Module):
         """pixel_values: (B, 3, S, S), uint8, or float already normalised. input_ids, attention_mask: (B, T), padded on
         the right, each row ending in its end token."""
         image = self.image_projection(self.tower(self.norm(pixel_values)).pooler_output)
-        states = self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        # CLIPTextModel's own pooling finds the end token by its id, and differently for id 2.
-        last = attention_mask.sum(dim=1) - 1
-        text = self.text_projection(states[torch.arange(len(states), device=states.device), last])
+        text = self.text_projection(text_states(self.text_tower, input_ids, attention_mask))
         found = contrastive_loss(image, text, self.logit_scale, group=world())
         return ObjectiveOutput(loss=found.loss, metrics={"image_to_text_top1": found.correct.float().mean()})

@@ -77,9 +77,9 @@ class RegionDataset(Dataset):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
-        rng = _generator()
+        rng = seeded_generator()
         regions = self.labelled[index]
-        whole = _tensor(self._pixels[self._rows[index]])
+        whole = pixels_tensor(self._pixels[self._rows[index]])
         pixels, boxes, kept = random_view(whole, regions.boxes, self._augment, rng, self._view)
         picked = sample_regions(len(boxes), self._count, rng)
         source = kept[picked]
@@ -105,6 +105,40 @@ def collate_regions(items: Sequence[dict]) -> dict[str, Tensor]:
     }
 
 
+class CaptionTokens:
+    """Texts as token ids that end in the tokenizer's end token, at most `max_tokens` of them.
+
+    Raises UserError when the tokenizer has no end or no padding token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+        end_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        if not isinstance(end_id, int) or not isinstance(pad_id, int):
+            raise UserError("the tokenizer has no end or no padding token; the objective needs both")
+        self.end_id, self.pad_id = end_id, pad_id
+        self._tokenizer, self._max_tokens = tokenizer, max_tokens
+
+    def __call__(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
+        return [*ids[: self._max_tokens - 1], self.end_id]
+
+    def pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask, `(n, longest)` int64, padded on the right."""
+        width = max((len(row) for row in rows), default=1)
+        ids = torch.full((len(rows), width), self.pad_id)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+            mask[number, : len(row)] = 1
+        return ids, mask
+
+
+def caption_of_view(words: Sequence[str], kept: Sequence[int] | np.ndarray, rng: np.random.Generator) -> str:
+    """Names one to `MAX_NAMED` of the regions `kept`, in random order."""
+    count = rng.integers(1, min(MAX_NAMED, len(kept)) + 1)
+    return ", ".join(words[i] for i in rng.permutation(kept)[:count])
+
+
 class CaptionDataset(Dataset):
     """Images with a caption each, drawn anew each time; images without one are left out.
 
@@ -123,14 +157,10 @@ class CaptionDataset(Dataset):
         captions: CaptionSource = "image",
         view: int | None = None,
     ):
-        end_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-        if not isinstance(end_id, int) or not isinstance(pad_id, int):
-            raise UserError("the tokenizer has no end or no padding token; the clip objective needs both")
-        self.end_id, self.pad_id = end_id, pad_id
-        self._tokenizer, self._max_tokens = tokenizer, max_tokens
+        self.tokens = CaptionTokens(tokenizer, max_tokens)
         self._pixels, self._augment, self._view = cache.pixels, augment, view
         self._from_regions = captions == "visible"
-        named = [_named_regions(record, frame) for record, frame in zip(cache.records, cache.frames, strict=True)]
+        named = [named_regions(record, frame) for record, frame in zip(cache.records, cache.frames, strict=True)]
         texts = [words for _, words in named] if self._from_regions else [record.captions for record in cache.records]
         self._rows = [row for row, found in enumerate(texts) if found]
         if not self._rows:
@@ -143,31 +173,23 @@ class CaptionDataset(Dataset):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
-        rng = _generator()
-        texts, whole = self._texts[index], _tensor(self._pixels[self._rows[index]])
+        rng = seeded_generator()
+        texts, whole = self._texts[index], pixels_tensor(self._pixels[self._rows[index]])
         pixels, _, kept = random_view(whole, self._boxes[index], self._augment, rng, self._view)
-        if self._from_regions:
-            count = rng.integers(1, min(MAX_NAMED, len(kept)) + 1)
-            caption = ", ".join(texts[i] for i in rng.permutation(kept)[:count])
-        else:
-            caption = texts[rng.integers(len(texts))]
-        ids: list[int] = self._tokenizer(caption, add_special_tokens=False)["input_ids"]  # pyright: ignore
-        return {"pixel_values": pixels, "input_ids": [*ids[: self._max_tokens - 1], self.end_id]}
+        caption = caption_of_view(texts, kept, rng) if self._from_regions else texts[rng.integers(len(texts))]
+        return {"pixel_values": pixels, "input_ids": self.tokens(caption)}
 
     def collate(self, items: Sequence[dict]) -> dict[str, Tensor]:
         """A batch for `ClipObjective.forward`, padded on the right."""
-        width = max(len(item["input_ids"]) for item in items)
-        lengths = torch.tensor([len(item["input_ids"]) for item in items])
+        ids, mask = self.tokens.pad([item["input_ids"] for item in items])
         return {
             "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-            "input_ids": torch.tensor(
-                [item["input_ids"] + [self.pad_id] * (width - len(item["input_ids"])) for item in items]
-            ),
-            "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long(),
+            "input_ids": ids,
+            "attention_mask": mask,
         }
 
 
-def _named_regions(record: Record, frame: ImageFrame) -> tuple[Boxes, list[str]]:
+def named_regions(record: Record, frame: ImageFrame) -> tuple[Boxes, list[str]]:
     """The regions that have words, as boxes in input pixels, and the words."""
     words = [region_words(region) for region in record.regions]
     usable = [i for i, text in enumerate(words) if text]
@@ -175,9 +197,9 @@ def _named_regions(record: Record, frame: ImageFrame) -> tuple[Boxes, list[str]]
     return boxes, [words[usable[i]] for i in kept]
 
 
-def _generator() -> np.random.Generator:
+def seeded_generator() -> np.random.Generator:
     return np.random.default_rng(np.random.randint(0, 2**32, size=4, dtype=np.uint64))
 
 
-def _tensor(pixels: np.ndarray) -> Tensor:
+def pixels_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pixels))  # a copy: the memory map is read-only

@@ -3,6 +3,7 @@
 Importing this package registers our towers with `AutoConfig`, `AutoModel` and `AutoImageProcessor`.
 """
 
+from .cloc_model import ClocConfig, ClocModel, ClocOutput
 from .cloc_vision import ClocVisionConfig, ClocVisionModel, ClocVisionOutput
 from .describe import TowerSpec, describe_tower, register_tower, registered_towers
 from .errors import UserError
@@ -17,6 +18,9 @@ from .roi_model import RoiVisionConfig, RoiVisionModel
 register_all()
 
 __all__ = [
+    "ClocConfig",
+    "ClocModel",
+    "ClocOutput",
     "ClocVisionConfig",
     "ClocVisionModel",
     "ClocVisionOutput",

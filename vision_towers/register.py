@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImagePro
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 
+from .cloc_model import ClocConfig, ClocModel
 from .cloc_vision import ClocVisionConfig, ClocVisionModel
 from .describe import Describe, TowerSpec, describe_tower, register_tower, registered_towers
 from .rice_config import RiceVisionConfig
@@ -45,6 +46,8 @@ def register_all() -> None:
         AutoImageProcessor.register(
             config, image_processor_classes={"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
         )
+    AutoConfig.register(ClocConfig.model_type, ClocConfig)
+    AutoModel.register(ClocConfig, ClocModel)
     # Older MLCD files carry `vision_model.` before every key. Alone that loads through base_model_prefix; inside a
     # LLaVA it needs a map, and transformers 5.23 registers none under the class it uses. Nor does it have one that
     # takes the vision part out of a whole AIMv2, as it has for CLIP and SigLIP.

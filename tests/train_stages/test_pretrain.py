@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, CLIPTextModel, TrainerCallback
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, TrainerCallback
 
-from regiontower.train_stages.pretrain import PretrainRecipe, pretrain
+from regiontower.train_stages.pretrain import pretrain
+from regiontower.train_stages.pretrain_recipe import PretrainRecipe
 from regiontower.train_stages.recipe import load_recipe
 from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.train_stages.tokenizer import train_tokenizer
-from regiontower.vision_towers import RiceVisionModel, describe_tower, load_tower
+from regiontower.vision_towers import ClocModel, ClocVisionModel, RiceVisionModel, describe_tower, load_tower
 from regiontower.vision_towers.errors import UserError
 
 SMALL = [
@@ -217,3 +218,19 @@ def test_the_packaged_recipes_ask_for_their_data_alone():
         with pytest.raises(UserError, match=r"data(\.records)? is missing"):
             load_recipe(name, PretrainRecipe)
         assert load_recipe(name, PretrainRecipe, ["data.records=x"]).model.size.hidden_size == 192
+
+
+def test_cloc_reduces_its_loss_and_opens_whole_and_as_a_tower(data, tmp_path):
+    run = pretrain(recipe(data, "cloc-nano", "train.steps=30", "model.cloc.text.text_layers=1"), tmp_path / "run")
+    log = losses(run.run_dir)
+    assert log[-1] < 0.9 * log[0]
+    assert {"image_to_text_top1", "region_to_text_top1", "text_box_error"} <= set(run.metrics)
+    tower = load_tower(run.run_dir)
+    assert isinstance(tower, ClocVisionModel) and tower.prompter.add_token_pos  # its ViT is rotary
+    whole = ClocModel.from_pretrained(run.run_dir)
+    assert all(torch.equal(value, tower.state_dict()[name]) for name, value in whole.vision_tower.state_dict().items())
+    assert len(AutoTokenizer.from_pretrained(run.run_dir)) == whole.config.text_config.vocab_size
+
+    goes_on = ["train.steps=1", f"model.tower={run.run_dir}", "model.keep_heads=true", "model.cloc.text.text_layers=1"]
+    second = pretrain(recipe(data, "cloc-nano", *goes_on), tmp_path / "second")
+    assert losses(second.run_dir)[0] < log[0]

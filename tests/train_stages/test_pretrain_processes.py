@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from regiontower.train_stages.engine import StageInterrupted
-from regiontower.train_stages.pretrain import PretrainRecipe, pretrain
+from regiontower.train_stages.pretrain import pretrain
+from regiontower.train_stages.pretrain_recipe import PretrainRecipe
 from regiontower.train_stages.recipe import load_recipe
 from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.scenes import write_scenes
@@ -109,15 +110,17 @@ def test_row_sparse_centres_come_back_from_a_checkpoint(in_processes, tmp_path, 
     assert_equal(tmp_path / "resumed", losses, weights, 0.0)
 
 
-def test_captions_are_contrasted_with_those_of_all_processes(in_processes, tmp_path, records):
+@pytest.mark.parametrize("objective", ["clip", "cloc"])
+def test_texts_are_contrasted_with_those_of_all_processes(in_processes, tmp_path, records, objective):
     captions = [caption for record in read_records(records).records for caption in record.captions]
     train_tokenizer(captions, tmp_path / "tokenizer", 512)
+    where = {"clip": "clip", "cloc": "cloc.text"}[objective]
     overrides = [
         "train.optimizer=sgd", f"data.tokenizer={tmp_path}/tokenizer",
-        "model.clip={embed_dim: 16, text_hidden: 16, text_layers: 1, text_heads: 2}",
+        f"model.{where}={{embed_dim: 16, text_hidden: 16, text_layers: 1, text_heads: 2}}",
     ]  # fmt: skip
-    train(0, 1, tmp_path / "one", records, overrides, name="clip-nano")
-    in_processes(2, train, 2, tmp_path / "two", records, overrides, False, "clip-nano")
+    train(0, 1, tmp_path / "one", records, overrides, name=f"{objective}-nano")
+    in_processes(2, train, 2, tmp_path / "two", records, overrides, False, f"{objective}-nano")
     assert_equal(tmp_path / "two", *result(tmp_path / "one"), 1e-5)
 
 

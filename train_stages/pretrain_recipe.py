@@ -1,0 +1,124 @@
+"""The recipe of `pretrain`: typed blocks, each with its defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from .augment import AugmentConfig
+from .clip_objective import ClipConfig
+from .cloc_objective import ClocLossConfig
+from .pretrain_data import CaptionSource
+from .record_source import RecordSource
+from .region_labels import ObjectLabels
+from .rice_objective import RiceConfig
+from .train_config import TrainConfig
+
+_STRICT = ConfigDict(extra="forbid")
+Count = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TowerSize:
+    """A new RICE tower; the defaults are `nano`. `hidden_size / heads` must be a multiple of 4 (axial rotary code).
+
+    num_region_layers and region_mask_rule: see `RiceVisionConfig`.
+    """
+
+    hidden_size: Count = 192
+    layers: Count = 6
+    heads: Count = 6
+    intermediate_size: Count = 768
+    patch_size: Count = 14
+    image_size: Count = 112
+    num_region_layers: Count = 2
+    region_mask_rule: Literal["centre", "overlap"] = "centre"
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (4 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 4 x heads = {4 * self.heads}")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ClocSettings:
+    """What the cloc objective adds to a native ViT.
+
+    text: the text tower and the joint space, as for the clip objective. prompter_heads, prompter_pool, add_token_pos:
+    see `ClocVisionConfig`. loss: see `ClocLossConfig`.
+    """
+
+    text: ClipConfig = Field(default_factory=ClipConfig)
+    prompter_heads: Count = 1
+    prompter_pool: Literal["image", "prompt", "all"] = "image"
+    add_token_pos: bool | None = None
+    loss: ClocLossConfig = Field(default_factory=ClocLossConfig)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PretrainModel:
+    """What is trained. objective: "rice", "clip" or "cloc" (read with the block of that name). tower: a checkpoint to
+    start from, opened by `load_tower`; without it a new tower of `size`. keep_heads: go on with the class centres, or
+    the text tower and projections, of the finished run that `tower` names, instead of new ones."""
+
+    objective: Literal["rice", "clip", "cloc"] = "rice"
+    tower: str | None = None
+    keep_heads: bool = False
+    size: TowerSize = Field(default_factory=TowerSize)
+    rice: RiceConfig = Field(default_factory=RiceConfig)
+    clip: ClipConfig = Field(default_factory=ClipConfig)
+    cloc: ClocSettings = Field(default_factory=ClocSettings)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PretrainData(RecordSource):
+    """What is trained on.
+
+    records, root, format: see `RecordSource`. tokenizer: folder of a transformers tokenizer; without it OCR regions are
+    left out (the clip and cloc objectives cannot do without). side: pixels of the letterboxed square, the tower's own
+    when absent. view: pixels of the random views that the tower gets; `side` when absent. regions_per_image: N (cloc:
+    M, at most).
+    object_labels: "category", "tags" (tags and category) or "cluster". captions (clip): see `CaptionDataset`. stuff:
+    whether stuff regions take part. cache_dir: where decoded pixels are kept; inside the run when absent. augment: see
+    `AugmentConfig`.
+    """
+
+    tokenizer: str | None = None
+    side: Count | None = None
+    view: Count | None = None
+    regions_per_image: Count = 10
+    object_labels: ObjectLabels = "category"
+    captions: CaptionSource = "image"
+    stuff: bool = True
+    cache_dir: str | None = None
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PretrainEval:
+    """Held-out records whose regions are classified by the nearest class centre at the end (rice objective only)."""
+
+    records: str | tuple[str, ...] | None = None
+    root: str | None = None
+    format: str = "records"
+    batch_size: Count = 64
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PretrainLr:
+    """Peak learning rates. heads: class centres, or the text tower and projections of the clip objective."""
+
+    tower: Annotated[float, Field(ge=0)] = 1e-3
+    heads: Annotated[float, Field(ge=0)] = 1e-3
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PretrainRecipe:
+    """The recipe of `pretrain`."""
+
+    data: PretrainData
+    train: TrainConfig
+    model: PretrainModel = Field(default_factory=PretrainModel)
+    eval: PretrainEval = Field(default_factory=PretrainEval)
+    lr: PretrainLr = Field(default_factory=PretrainLr)
