@@ -133,10 +133,10 @@ class CaptionTokens:
         return ids, mask
 
 
-def caption_of_view(words: Sequence[str], kept: Sequence[int] | np.ndarray, rng: np.random.Generator) -> str:
+def caption_of_view(words: list[str], kept: Sequence[int] | np.ndarray, rng: np.random.Generator) -> str:
     """Names one to `MAX_NAMED` of the regions `kept`, in random order."""
     count = rng.integers(1, min(MAX_NAMED, len(kept)) + 1)
-    return ", ".join(words[i] for i in rng.permutation(kept)[:count])
+    return ", ".join(words[i] for i in rng.permutation(np.asarray(kept))[:count].tolist())
 
 
 class CaptionDataset(Dataset):

@@ -155,7 +155,7 @@ def _cloc_task(
     return Task(objective, dataset, dataset.collate, save, about, tower="model.vision_tower.tower")
 
 
-def _new_cloc(recipe: PretrainModel, tower: PreTrainedModel, vocabulary: int, end_id: int) -> ClocModel:
+def _new_cloc(recipe: PretrainModel, tower: Any, vocabulary: int, end_id: int) -> ClocModel:
     """A `ClocModel` around the native ViT of `tower`, or around `tower` itself when it has a Prompter."""
     settings, sizes = recipe.cloc, recipe.cloc.text
     if not isinstance(tower, ClocVisionModel):

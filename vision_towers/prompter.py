@@ -83,7 +83,7 @@ class Prompter(nn.Module):
     ) -> Tensor:
         image_q, image_k, image_v = (part[:, None] for part in image_qkv)  # (B, 1, H, N, d)
         q, k, v = self._heads(prompts)  # (B, R, H, P, d)
-        pooled, count = 0.0, 0
+        pooled, count = prompts.new_zeros(()), 0
         if self.pool != "prompt":
             to_prompt = image_q @ k.transpose(-1, -2)  # u, (B, R, H, N, P)
             total = torch.logaddexp(normaliser[:, None], to_prompt.logsumexp(-1))[..., None]

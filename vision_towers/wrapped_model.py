@@ -74,7 +74,8 @@ class WrappedVisionModel(PreTrainedModel):
         """A loaded native tower with this readout; `region_fields` are those of the configuration. What the readout has
         to learn is new."""
         attention = tower.config._attn_implementation
-        config = cls.config_class(tower_config=tower.config, **region_fields)  # pyright: ignore[reportOptionalCall]
+        kind: Any = cls.config_class
+        config = kind(tower_config=tower.config, **region_fields)
         config._attn_implementation = attention  # a new configuration has just set that of its parts to None
         with torch.device("meta"):  # a frame without memory, whose initialisation cannot touch the given weights
             model = cls(config)

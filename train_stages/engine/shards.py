@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -78,7 +80,9 @@ def without_shards(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterat
     """Within it, `optimizer` holds no state of sharded parameters: what is saved there would be one process's."""
     parameters = dict(model.named_parameters())
     mine = [parameters[name] for name in class_shards(model) if name in parameters]
-    held = {parameter: optimizer.state.pop(parameter) for parameter in mine if parameter in optimizer.state}
+    held: dict[Tensor, Any] = {
+        parameter: optimizer.state.pop(parameter) for parameter in mine if parameter in optimizer.state
+    }
     try:
         yield
     finally:
@@ -89,7 +93,7 @@ def save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """Write the sharded tensors and their optimizer state to `folder`, in every process together."""
     if class_shards(model):
         with _quiet():
-            dcp.save(_state(model, optimizer), checkpoint_id=folder, no_dist=not dist.is_initialized())
+            save(_state(model, optimizer), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -97,7 +101,7 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     shards = class_shards(model)
     if not shards:
         return
-    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
     if optimizer is not None:
         for name, tensor in _sharded(model).items():
             keys = [key.removeprefix(f"{name}.") for key in saved if key.startswith(f"{name}.")]
@@ -108,7 +112,7 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
                 optimizer.state[tensor][key] = torch.zeros_like(tensor) if whole else torch.zeros(())
     state = _state(model, optimizer)
     with _quiet():
-        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 @contextmanager
