@@ -37,8 +37,7 @@ class Model(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler here")
-def test_blocks_are_compiled_inside_and_eager_afterwards():
+def compiled_and_eager(rank):
     model, x = Model(), torch.arange(12.0).reshape(3, 4)
     names, expected = list(model.state_dict()), model(x)
     before = [block.eager_calls for block in model.layers]
@@ -51,6 +50,12 @@ def test_blocks_are_compiled_inside_and_eager_afterwards():
     assert all(block.weight.grad is not None for block in model.layers)
     model(x)
     assert [block.eager_calls for block in model.layers] == [calls + 1 for calls in before]
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler here")
+def test_blocks_are_compiled_inside_and_eager_afterwards(in_processes):
+    """In a process of its own: compiled gradients start threads, after which torch refuses to run in a fork."""
+    in_processes(1, compiled_and_eager)
 
 
 def test_off_means_off():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,7 @@ from ...vision_towers.errors import UserError
 
 
 @contextmanager
-def compiled_blocks(model: nn.Module, device: torch.device, enabled: bool = True) -> Iterator[list[nn.Module]]:
+def compiled_blocks(model: nn.Module, device: torch.device, enabled: bool = True) -> Iterator[Sequence[nn.Module]]:
     """Within it, the blocks of `model` go through `torch.compile`; yields them. Weights keep their names.
 
     A block is what transformers marks as a layer that can be checkpointed. Blocks of one class share one program, which
@@ -26,7 +26,7 @@ def compiled_blocks(model: nn.Module, device: torch.device, enabled: bool = True
         UserError: on a CPU, when there is no C++ compiler.
     """
     if not enabled:
-        yield []
+        yield ()
         return
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         raise UserError("train.compile needs a C++ compiler on a CPU: install g++, or set train.compile to false.")

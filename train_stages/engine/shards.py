@@ -80,13 +80,12 @@ def without_shards(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterat
     """Within it, `optimizer` holds no state of sharded parameters: what is saved there would be one process's."""
     parameters = dict(model.named_parameters())
     mine = [parameters[name] for name in class_shards(model) if name in parameters]
-    held: dict[Tensor, Any] = {
-        parameter: optimizer.state.pop(parameter) for parameter in mine if parameter in optimizer.state
-    }
+    state = optimizer.state
+    held: dict[Tensor, Any] = {parameter: state.pop(parameter) for parameter in mine if parameter in state}
     try:
         yield
     finally:
-        optimizer.state.update(held)
+        state.update(held)
 
 
 def save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -105,11 +104,10 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     if optimizer is not None:
         for name, tensor in _sharded(model).items():
             keys = [key.removeprefix(f"{name}.") for key in saved if key.startswith(f"{name}.")]
-            for key in keys:
-                whole = (
-                    len(saved[f"{name}.{key}"].size) == tensor.ndim if hasattr(saved[f"{name}.{key}"], "size") else 0
-                )
-                optimizer.state[tensor][key] = torch.zeros_like(tensor) if whole else torch.zeros(())
+            for key in keys:  # numbers for each entry, or one number, such as the steps taken
+                size = getattr(saved[f"{name}.{key}"], "size", ())
+                entries = len(size) == tensor.ndim
+                optimizer.state[tensor][key] = torch.zeros_like(tensor) if entries else torch.zeros(())
     state = _state(model, optimizer)
     with _quiet():
         load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
