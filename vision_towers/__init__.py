@@ -14,6 +14,7 @@ from .register import register_all
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionConfig, RoiVisionModel
+from .umg_clip_vision import UmgClipVisionConfig, UmgClipVisionModel
 
 register_all()
 
@@ -31,6 +32,8 @@ __all__ = [
     "TowerFeatures",
     "TowerOutput",
     "TowerSpec",
+    "UmgClipVisionConfig",
+    "UmgClipVisionModel",
     "UserError",
     "describe_tower",
     "encode_regions",

@@ -29,7 +29,7 @@ class TowerSpec:
         default_feature_layer: `hidden_states` entry for the language model.
         positions: "learned" (a table), "rotary" (in the attention) or "sinusoidal" (computed and added).
         any_resolution: takes any H x W multiple of the patch as it is.
-        region_readout: "rice", "roi", "cloc" or "none".
+        region_readout: "rice", "roi", "cloc", "umg_clip" or "none".
         image_mean, image_std: of the pixels in 0..1, RGB.
     """
 

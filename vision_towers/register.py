@@ -12,6 +12,7 @@ from .describe import Describe, TowerSpec, describe_tower, register_tower, regis
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionConfig, RoiVisionModel
+from .umg_clip_vision import UmgClipVisionConfig, UmgClipVisionModel
 
 
 def describe_rice(config) -> TowerSpec:
@@ -36,10 +37,12 @@ def register_all() -> None:
     register_tower("rice_vision_model", describe_rice)
     register_tower("roi_vision_model", describe_wrapped("roi"))
     register_tower("cloc_vision_model", describe_wrapped("cloc"))
+    register_tower("umg_clip_vision_model", describe_wrapped("umg_clip"))
     for config, model in (
         (RiceVisionConfig, RiceVisionModel),
         (RoiVisionConfig, RoiVisionModel),
         (ClocVisionConfig, ClocVisionModel),
+        (UmgClipVisionConfig, UmgClipVisionModel),
     ):
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)

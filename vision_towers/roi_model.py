@@ -2,9 +2,9 @@
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torchvision.ops import roi_align
 
 from .errors import UserError
+from .roi_pool import roi_mean
 from .wrapped_model import WrappedVisionConfig, WrappedVisionModel
 
 
@@ -40,16 +40,5 @@ class RoiVisionModel(WrappedVisionModel):
     def read_regions(
         self, tokens: torch.Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int], boxes: torch.Tensor
     ) -> torch.Tensor:
-        rows, columns = grid_hw
-        patches = tokens[:, -rows * columns :]
-        feature_map = patches.transpose(1, 2).unflatten(2, (rows, columns)).float()
-        batch, regions = boxes.shape[:2]
-        index = torch.arange(batch, device=boxes.device, dtype=torch.float32).repeat_interleave(regions)
-        corners = boxes.reshape(-1, 4).float()
-        # RoIAlign takes no sample at all in a box without area and would answer zero: a sliver reads the point instead.
-        far = torch.maximum(corners[:, 2:], corners[:, :2] + 1e-3)
-        rois = torch.cat([index[:, None], corners[:, :2], far], dim=1)
-        size = self.config.roi_size
-        # aligned=True shifts by half a pixel: the convention of continuous edges that our boxes have.
-        pooled = roi_align(feature_map, rois, (size, size), spatial_scale=1 / self.spec.patch_size, aligned=True)
-        return pooled.mean((2, 3)).view(batch, regions, pooled.shape[1])
+        patches = tokens[:, -grid_hw[0] * grid_hw[1] :]
+        return roi_mean(patches, grid_hw, boxes, self.spec.patch_size, self.config.roi_size)
