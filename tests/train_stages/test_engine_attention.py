@@ -1,10 +1,13 @@
 """Attention of bf16 training on a CPU: fp32 inside, bf16 outside, the same value."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from regiontower.train_stages.engine.attention import attention_kernels
+from regiontower.train_stages.engine.attention import attention_kernels, without_caches
 
 CPU = torch.device("cpu")
 
@@ -42,3 +45,17 @@ def test_elsewhere_torch_chooses() -> None:
     with attention_kernels(CPU, "fp32"):
         q, k, v = (t.detach().float() for t in qkv())
         assert F.scaled_dot_product_attention(q, k, v).dtype == torch.float32
+
+
+def test_no_part_keeps_a_cache_and_all_do_again_afterwards() -> None:
+    class Part(nn.Module):
+        def __init__(self, use_cache: bool) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(use_cache=use_cache)
+
+    model = nn.Sequential(Part(True), nn.Linear(1, 1), Part(False))
+    model.append(Part(True))
+    model[3].config = model[0].config  # one configuration, two modules
+    with without_caches(model):
+        assert not any(part.config.use_cache for part in model if isinstance(part, Part))
+    assert [part.config.use_cache for part in model if isinstance(part, Part)] == [True, False, True]

@@ -129,8 +129,25 @@ def test_a_batch_says_the_truth(scenes, tiny_mllm):
             original = frame.to_original(Boxes([box]))
             overlaps = Boxes([region.box_xyxy for region in record.regions]).iou(original)[:, 0]
             assert overlaps.max() > 0.98 and record.regions[int(overlaps.argmax())].category == answer
-    padding = batch["attention_mask"] == 0
-    assert (batch["labels"][padding] == -100).all() and (batch["input_ids"][padding] == 3).float().std() == 0
+    lengths = torch.tensor([len(sample.ids) for sample in samples])
+    padding = torch.arange(batch["labels"].shape[1])[None] >= lengths[:, None]
+    assert padding.any() and (batch["labels"][padding] == -100).all()
+    assert (batch["input_ids"][padding] == processor.tokenizer.pad_token_id).all()
+
+
+@torch.no_grad()
+def test_padding_changes_no_answer(scenes, tiny_mllm):
+    """The batch has no attention mask: what stands behind a conversation must not reach it."""
+    model, processor = tiny_mllm
+    dataset = ConversationDataset(
+        read_records(scenes), processor, {"classify": 1, "grounding": 1}, turns=3, max_tokens=500, cache_dir=None
+    )
+    random.seed(0)
+    samples = [dataset[index] for index in range(4)]
+    together = model.eval()(**collate_samples(samples, processor=processor)).logits
+    for row, sample in zip(together, samples, strict=True):
+        alone = model(**collate_samples([sample], processor=processor)).logits[0]
+        torch.testing.assert_close(row[: len(sample.ids)], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_records_without_a_question_are_counted_and_none_at_all_is_refused(scenes, tiny_mllm, tmp_path):

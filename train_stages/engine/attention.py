@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -16,6 +17,24 @@ def attention_kernels(device: torch.device, precision: str) -> AbstractContextMa
     if device.type == "cpu" and precision == "bf16":
         return _Fp32Attention()
     return nullcontext()
+
+
+@contextmanager
+def without_caches(model: nn.Module) -> Iterator[None]:
+    """Within it, no part of `model` keeps keys and values for a generation that training never does.
+
+    Trainer switches `use_cache` off in the model's own configuration and not in that of a language model inside it;
+    what was set before is set again, because the configuration is about to be saved.
+    """
+    found = (getattr(part, "config", None) for part in model.modules())
+    configs = {id(config): config for config in found if getattr(config, "use_cache", False)}
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
 
 
 class _Fp32Attention(TorchFunctionMode):

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from ...vision_towers.errors import UserError
 from ..train_config import TrainConfig
 from .arguments import decided_by_first, training_arguments
-from .attention import attention_kernels
+from .attention import attention_kernels, without_caches
 from .audit import AuditResult
 from .compiling import compiled_blocks
 from .flow import StageFlow
@@ -160,38 +160,35 @@ def run_stage(
     flow = StageFlow(clock, stop, parts, on_audit, report.step)
     if not isinstance(dataset, IterableDataset):
         dataset, collate = SeededDataset(dataset, train.seed), SeededCollate(collate)
-    use_cache = getattr(getattr(model, "config", None), "use_cache", None)
-    trainer = StageTrainer(
-        model=model,
-        args=args,
-        train=train,
-        parts=parts,
-        clock=clock,
-        dataset=dataset,
-        collate=collate,
-        callbacks=[flow, *callbacks],
-        on_row=on_row,
-    )
-    flow.trainer = trainer
-    report.start()
-    try:
-        kernels = attention_kernels(args.device, train.precision)
-        with stop, kernels, compiled_blocks(model, args.device, train.compile):
-            if clock.done():  # it crashed between its last step and the saving of the model
-                trainer._load_from_checkpoint(str(plan.checkpoint))
-            else:
-                trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
-    finally:
-        report.stop()
+    with without_caches(model):  # around the Trainer's beginning, which switches some off for good
+        trainer = StageTrainer(
+            model=model,
+            args=args,
+            train=train,
+            parts=parts,
+            clock=clock,
+            dataset=dataset,
+            collate=collate,
+            callbacks=[flow, *callbacks],
+            on_row=on_row,
+        )
+        flow.trainer = trainer
+        report.start()
+        try:
+            kernels = attention_kernels(args.device, train.precision)
+            with stop, kernels, compiled_blocks(model, args.device, train.compile):
+                if clock.done():  # it crashed between its last step and the saving of the model
+                    trainer._load_from_checkpoint(str(plan.checkpoint))
+                else:
+                    trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
+        finally:
+            report.stop()
     if not clock.done() and flow.stopped:
         book.close("interrupted")
         raise StageInterrupted(f"{stage} stopped at {report.summary()}. The same command goes on from there.")
 
-    # Leave the model as it came: without accelerate's autocast around its forward, and with the cache that Trainer
-    # switches off in the config that is about to be saved.
+    # Leave the model as it came: without accelerate's autocast around its forward.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    if use_cache is not None:
-        model.config.use_cache = use_cache  # pyright: ignore[reportAttributeAccessIssue]
     model.eval()
     before_save()
     if args.should_save:
