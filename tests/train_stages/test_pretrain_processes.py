@@ -1,6 +1,7 @@
 """Stage 0 in several gloo processes: what one process trains at the same global batch, with centres cut in pieces."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -40,10 +41,12 @@ def records(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("data") / "scenes", 24, seed=7, progress=False)
 
 
-class StopAfterStep2(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            raise KeyboardInterrupt
+class StopInStep3(TrainerCallback):
+    """Only the last of the processes hears of it; all must stop, with a checkpoint."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2 and args.process_index == args.world_size - 1:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def train(rank, processes, run_dir, records, overrides, stop=False, name="rice-nano"):
@@ -52,11 +55,11 @@ def train(rank, processes, run_dir, records, overrides, stop=False, name="rice-n
     if processes > 1:
         dist.destroy_process_group()  # under torchrun there is none yet
     recipe = load_recipe(name, PretrainRecipe, [*SMALL, *values, *overrides])
-    try:
-        pretrain(recipe, run_dir, device="cpu", callbacks=[StopAfterStep2()] if stop else [])
-    except (KeyboardInterrupt, StageInterrupted):
-        assert stop
-    return rank
+    if not stop:
+        pretrain(recipe, run_dir, device="cpu")
+        return
+    with pytest.raises(StageInterrupted):
+        pretrain(recipe, run_dir, device="cpu", callbacks=[StopInStep3()])
 
 
 def result(run_dir):
@@ -95,7 +98,8 @@ def test_processes_equal_one_and_take_each_other_up(in_processes, tmp_path, reco
                 train(0, 1, run, records, overrides, stop)
             else:
                 in_processes(count, train, count, run, records, overrides, stop)
-            assert (json.loads((run / "stage.json").read_text())["status"] == "finished") == (not stop)
+            stage = json.loads((run / "stage.json").read_text())
+            assert (stage["status"], stage["steps"]) == (("interrupted", 3) if stop else ("finished", 4))
         assert_equal(run, losses, weights, atol)
 
 

@@ -105,12 +105,17 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         for name, tensor in _sharded(model).items():
             keys = [key.removeprefix(f"{name}.") for key in saved if key.startswith(f"{name}.")]
             for key in keys:  # numbers for each entry, or one number, such as the steps taken
-                size = getattr(saved[f"{name}.{key}"], "size", ())
-                entries = len(size) == tensor.ndim
-                optimizer.state[tensor][key] = torch.zeros_like(tensor) if entries else torch.zeros(())
+                about: Any = saved[f"{name}.{key}"]
+                entries = len(about.size) == tensor.ndim
+                scalar = torch.zeros((), dtype=about.properties.dtype)
+                optimizer.state[tensor][key] = torch.zeros_like(tensor) if entries else scalar
     state = _state(model, optimizer)
     with _quiet():
         load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    for moments in [] if optimizer is None else [optimizer.state.get(each, {}) for each in _sharded(model).values()]:
+        for key, value in moments.items():
+            if value.ndim == 0 and not value.is_floating_point():  # SparseAdam counts its steps in a Python number
+                moments[key] = int(value)
 
 
 @contextmanager
