@@ -26,6 +26,21 @@ class ClipConfig:
     max_tokens: int = 64
 
 
+def text_config(sizes: ClipConfig, vocab_size: int, end_id: int) -> CLIPTextConfig:
+    """The text tower's configuration."""
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=sizes.text_hidden,
+        intermediate_size=4 * sizes.text_hidden,
+        num_hidden_layers=sizes.text_layers,
+        num_attention_heads=sizes.text_heads,
+        max_position_embeddings=sizes.max_tokens,
+        projection_dim=sizes.embed_dim,
+        bos_token_id=end_id,  # unused: captions begin with their first word
+        eos_token_id=end_id,
+    )
+
+
 class ClipObjective(nn.Module):
     """The tower's `pooler_output` and the text tower's end token, projected into one space."""
 
@@ -34,19 +49,7 @@ class ClipObjective(nn.Module):
         spec = describe_tower(tower.config)
         self.tower = tower
         self.norm = PixelNorm(spec.image_mean, spec.image_std)
-        self.text_tower = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=vocab_size,
-                hidden_size=config.text_hidden,
-                intermediate_size=4 * config.text_hidden,
-                num_hidden_layers=config.text_layers,
-                num_attention_heads=config.text_heads,
-                max_position_embeddings=config.max_tokens,
-                projection_dim=config.embed_dim,
-                bos_token_id=end_id,  # unused: captions begin with their first word
-                eos_token_id=end_id,
-            )
-        )
+        self.text_tower = CLIPTextModel(text_config(config, vocab_size, end_id))
         self.image_projection = nn.Linear(spec.hidden_size, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(config.text_hidden, config.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPTextConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..vision_towers import (
     ClocConfig,
@@ -21,7 +21,7 @@ from ..vision_towers import (
     tower_image_processor,
 )
 from ..vision_towers.errors import UserError
-from .clip_objective import ClipObjective
+from .clip_objective import ClipObjective, text_config
 from .cloc_data import GroundedCaptionDataset
 from .cloc_objective import ClocObjective
 from .pixels import PixelCache
@@ -166,17 +166,7 @@ def _new_cloc(recipe: PretrainModel, tower: Any, vocabulary: int, end_id: int) -
             prompter_pool=settings.prompter_pool,
             add_token_pos=settings.add_token_pos,
         )
-    text = CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=sizes.text_hidden,
-        intermediate_size=4 * sizes.text_hidden,
-        num_hidden_layers=sizes.text_layers,
-        num_attention_heads=sizes.text_heads,
-        max_position_embeddings=sizes.max_tokens,
-        projection_dim=tower.config.projection_dim,
-        bos_token_id=end_id,  # unused: captions begin with their first word
-        eos_token_id=end_id,
-    )
+    text = text_config(sizes, vocabulary, end_id)
     model = ClocModel(ClocConfig(vision_config=tower.config, text_config=text))
     model.vision_tower = tower
     return model
