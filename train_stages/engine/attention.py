@@ -26,8 +26,8 @@ def without_caches(model: nn.Module) -> Iterator[None]:
     Trainer switches `use_cache` off in the model's own configuration and not in that of a language model inside it;
     what was set before is set again, because the configuration is about to be saved.
     """
-    found: Iterator[Any] = (getattr(part, "config", None) for part in model.modules())
-    configs = {id(config): config for config in found if getattr(config, "use_cache", False)}
+    found: list[Any] = [getattr(part, "config", None) for part in model.modules()]
+    configs: dict[int, Any] = {id(config): config for config in found if getattr(config, "use_cache", False)}
     for config in configs.values():
         config.use_cache = False
     try:
