@@ -10,7 +10,7 @@ from .errors import UserError
 from .outputs import TowerFeatures, TowerOutput
 from .positions import grid_centres
 from .prompter import POOLS, BoxHead, Prompter, in_unit_square
-from .wrapped_model import WrappedVisionConfig, WrappedVisionModel
+from .wrapped_model import WrappedVisionConfig, WrappedVisionModel, with_layer
 
 
 @strict
@@ -109,10 +109,11 @@ class ClocVisionModel(WrappedVisionModel):
         if features is None:
             if pixel_values is None:
                 raise UserError("give pixel_values, or the features of an earlier call.")
-            asked = kwargs.pop("output_hidden_states", None)
+            asked = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
             if kwargs.pop("return_dict", True) is False:
                 raise UserError("text prompts are answered by name: leave return_dict on.")
-            native = super().forward(pixel_values, boxes, region_counts, output_hidden_states=True, **kwargs)
+            needed = with_layer(asked, layer)
+            native = super().forward(pixel_values, boxes, region_counts, output_hidden_states=needed, **kwargs)
             assert isinstance(native, TowerOutput)
             found = TowerFeatures.from_output(
                 native, (pixel_values.shape[-2], pixel_values.shape[-1]), self.spec.patch_size

@@ -4,6 +4,7 @@ The image stream is the native tower's, except that register tokens are left out
 registers would reach the language model as if they were patches.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
@@ -52,7 +53,7 @@ class WrappedVisionConfig(PreTrainedConfig):
             )
 
 
-class WrappedVisionModel(PreTrainedModel):
+class WrappedVisionModel(PreTrainedModel, ABC):
     """A native ViT (CLIP, SigLIP, MLCD, DINOv2, DINOv3, AIMv2) that also answers with one embedding a box."""
 
     config: WrappedVisionConfig
@@ -86,12 +87,12 @@ class WrappedVisionModel(PreTrainedModel):
     def new_readout(self, device: torch.device, dtype: torch.dtype) -> None:
         """Memory and first values for what the readout has to learn. A readout without parameters has nothing to do."""
 
+    @abstractmethod
     def read_regions(
         self, tokens: torch.Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int], boxes: torch.Tensor
     ) -> torch.Tensor:
         """`(B, R, region_dim)` from the hidden state `tokens (B, prefix + P, D)`, patches last, and checked boxes
         `(B, R, 4)` in pixels of the `(H, W)` input; padding rows may hold anything."""
-        raise NotImplementedError
 
     def to_native(self) -> PreTrainedModel:
         """The native tower inside."""
@@ -136,7 +137,7 @@ class WrappedVisionModel(PreTrainedModel):
         grid = patch_grid(pixel_values, self.spec.patch_size)
         return_dict = kwargs.pop("return_dict", self.config.return_dict)
         asked = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
-        needed = asked if boxes is None else _with_layer(asked, layer)
+        needed = asked if boxes is None else with_layer(asked, layer)
         native = self.tower(pixel_values, output_hidden_states=needed, return_dict=True, **kwargs)
         states = native.get("hidden_states")
         output = TowerOutput(
@@ -165,7 +166,7 @@ class WrappedVisionModel(PreTrainedModel):
         return tokens if tokens is None or prefix <= 1 else torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
 
 
-def _with_layer(asked: bool | int | list[int] | None, layer: int) -> bool | list[int]:
+def with_layer(asked: bool | int | list[int] | None, layer: int) -> bool | list[int]:
     """The hidden states to record: the caller's and the readout's."""
     if asked is True:
         return True
