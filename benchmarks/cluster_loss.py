@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -86,9 +87,12 @@ def in_fresh_processes(arm: str, arguments: argparse.Namespace) -> list[dict]:
     command = [sys.executable, __file__, "--arm", arm]
     for name in ("classes", "steps", "processes", "threads"):
         command += [f"--{name}", str(getattr(arguments, name))]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     running = []
     for rank in range(arguments.processes):
-        names = {"RANK": rank, "WORLD_SIZE": arguments.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29531}
+        names = {"RANK": rank, "WORLD_SIZE": arguments.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         env = os.environ | {name: str(value) for name, value in names.items()}
         running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate()[0] for process in running]

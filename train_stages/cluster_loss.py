@@ -133,9 +133,8 @@ def sample_classes(num_classes: int, sample_rate: float, generator: torch.Genera
     """A uniform subset of max(1, floor(K * rho)) of K classes, (k,) int64; None stands for all of them (rho = 1)."""
     if sample_rate >= 1.0:
         return None
-    size = min(
-        num_classes, max(1, math.floor(num_classes * sample_rate + 1e-9))
-    )  # 100 * 0.29 is 28.999...: the user means 29
+    floor = math.floor(num_classes * sample_rate + 1e-9)  # 100 * 0.29 is 28.999...: the user means 29
+    size = min(num_classes, max(1, floor))
     source = torch.device("cpu") if generator is None else generator.device
     return torch.randperm(num_classes, generator=generator, device=source)[:size].to(device)
 
@@ -198,13 +197,15 @@ def cluster_discrimination_loss(
         own = shard.gather_ids(positives.masked_fill(~valid, -1))
         chosen = shard.gather_ids(chosen.masked_fill(~chosen_valid, -1))
         v = shard.gather_rows(F.normalize(embeds.to(dtype), dim=-1))
-        table = centres if len(centres) else F.pad(centres, (0, 0, 0, 1))  # a process without classes
-        rows_of = partial(F.embedding, weight=table, sparse=row_sparse and table is centres)
+        rows_of = partial(F.embedding, weight=centres, sparse=row_sparse)
 
-        row, here = shard.local(chosen)
-        cos_pos = (F.normalize(rows_of(row).to(dtype), dim=-1) @ v[:, :, None]).squeeze(-1)  # (R, M)
+        # Cosines to the positives that this process holds; the others stay 0 and are hidden by `here`.
+        row, here = shard.local(chosen)  # (R, M)
+        region, slot = here.nonzero(as_tuple=True)
+        cos = (F.normalize(rows_of(row[region, slot]).to(dtype), dim=-1) * v[region]).sum(dim=-1)
+        cos_pos = v.new_zeros(row.shape).index_put((region, slot), cos)
         s_pos = config.scale * _with_margin(cos_pos, config)
-        draw = partial(_negatives, v, table, rows_of, own, config, generator, shard, sample)
+        draw = partial(_negatives, v, centres, rows_of, own, config, generator, shard, sample)
 
         if form == "decoupled":
             s_neg, keep = draw()
@@ -234,7 +235,7 @@ def _with_margin(cos: Tensor, config: ClusterLossConfig) -> Tensor:
 
 def _negatives(
     v: Tensor,
-    table: Tensor,
+    centres: Tensor,
     rows_of: Callable[[Tensor], Tensor],
     own: Tensor,
     config: ClusterLossConfig,
@@ -254,9 +255,9 @@ def _negatives(
         drawn = sample_classes(shard.size, config.sample_rate, generator, v.device)
     if drawn is None:
         column, size = row, shard.size
-        weight = table[:size]
+        weight = centres
     else:
-        column_of = torch.full((len(table),), -1, device=v.device).scatter_(
+        column_of = torch.full((max(1, shard.size),), -1, device=v.device).scatter_(
             0, drawn, torch.arange(len(drawn), device=v.device)
         )
         column, size = column_of[row], len(drawn)

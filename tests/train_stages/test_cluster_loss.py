@@ -315,3 +315,11 @@ def test_row_sparse_gradients_are_the_dense_ones():
         gradients.append((embeds.grad, centres.grad.to_dense()))
     for dense, sparse in zip(*gradients, strict=True):
         torch.testing.assert_close(sparse, dense)
+
+
+def test_row_sparse_gradients_hold_the_drawn_classes_and_the_positives_alone():
+    """Padding and classes of other processes leave no row behind: a lazy optimizer would move it."""
+    embeds, centres, ids, valid = case(sets=[[4], [7, 10], []])
+    config, sample = ClusterLossConfig(scale=8.0, sample_rate=0.5), torch.tensor([3, 10, 11])
+    cluster_discrimination_loss(embeds, centres, ids, valid, config, sample=sample, row_sparse=True).loss.backward()
+    assert centres.grad.coalesce().indices().flatten().tolist() == [3, 4, 7, 10, 11]
