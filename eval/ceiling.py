@@ -25,9 +25,11 @@ from transformers import PreTrainedModel
 from ..mllm.boxes import Boxes
 from ..train_stages.normalise import PixelNorm
 from ..train_stages.pixels import PixelCache
-from ..train_stages.region_features import region_features
 from ..train_stages.region_labels import NO_CLASS, ObjectClasses
 from ..vision_towers import describe_tower
+from .probe.classify import linear
+from .probe.labels import object_labels, text_labels, transcripts
+from .probe.regions import labelled_regions, reader
 
 
 @dataclass(frozen=True)
@@ -52,64 +54,16 @@ def supervised_ceiling(
     """
     config = config or CeilingConfig()
     classes = ObjectClasses.of(train.records, "tags", stuff=True)
-    found = {}
-    for name, labels in (("region", _tag_labels(classes)), ("text", _text_labels(train))):
-        right, total = _probe(tower, train, test, labels, config)
-        found |= {f"{name}_top1": right / max(total, 1), f"{name}_n": total}
+    read, found = reader(tower, "own"), {}
+    for name, labels in (
+        ("region", object_labels(classes)),
+        ("text", text_labels(transcripts(train.records))),
+    ):
+        known = labelled_regions(read, train, labels, config.probe_regions)
+        right = linear(known, labelled_regions(read, test, labels))
+        found |= {f"{name}_top1": right.value or 0.0, f"{name}_n": right.n}
     right, total = _locate(tower, train, test, classes, config)
     return found | {"located_acc50": right / max(total, 1), "located_n": total}
-
-
-def _tag_labels(classes: ObjectClasses):
-    def labels(record) -> list[int]:
-        return [
-            NO_CLASS if region.ocr else label
-            for region, label in zip(record.regions, classes.labels(record), strict=True)
-        ]
-
-    return labels
-
-
-def _text_labels(train: PixelCache):
-    words = sorted({region.ocr for record in train.records for region in record.regions if region.ocr})
-    ids = {word: number for number, word in enumerate(words)}
-
-    def labels(record) -> list[int]:
-        return [ids.get(region.ocr or "", NO_CLASS) for region in record.regions]
-
-    return labels
-
-
-def _probe(tower, train: PixelCache, test: PixelCache, labels, config: CeilingConfig) -> tuple[int, int]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    x, y = _labelled_features(tower, train, labels, config.probe_regions)
-    asked, truth = _labelled_features(tower, test, labels, None)
-    if not len(y) or not len(truth):
-        return 0, 0
-    scaler = StandardScaler().fit(x)
-    head = LogisticRegression(max_iter=200).fit(scaler.transform(x), y)
-    return int((head.predict(scaler.transform(asked)) == truth).sum()), len(truth)
-
-
-def _labelled_features(tower, cache: PixelCache, labels, most: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Region embeddings `(N, D)` and classes `(N,)` of the regions that have one, images in order, at most `most`."""
-    rows, boxes, classes = [], [], []
-    for row, (record, frame) in enumerate(zip(cache.records, cache.frames, strict=True)):
-        ids = np.asarray(labels(record), dtype=int)
-        keep = np.flatnonzero(ids != NO_CLASS)
-        visible, kept = frame.to_input(Boxes([record.regions[i].box_xyxy for i in keep]))
-        if len(kept):
-            rows.append(row)
-            boxes.append(visible)
-            classes.append(ids[keep[kept]])
-        if most is not None and sum(map(len, classes)) >= most:
-            break
-    if not rows:
-        return np.zeros((0, 1)), np.zeros(0, dtype=int)
-    features = torch.cat(list(region_features(tower, cache, rows, boxes, 64, "features of regions")))
-    return features.cpu().numpy(), np.concatenate(classes)
 
 
 @dataclass(frozen=True)

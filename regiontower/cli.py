@@ -157,6 +157,42 @@ def evaluate(
     _report({"tasks": result.tasks, "out": str(result.out)}, json_)
 
 
+@app.command()
+def probe(
+    tower: Annotated[str, typer.Argument(help="A packaged name, a run directory, a checkpoint folder or a hub id.")],
+    data: Annotated[Path, typer.Option("--data", help="Region records that classifiers learn from.")],
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Records they are tested on; by their split when absent.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="What a class is: category, tags or cluster.")] = "category",
+    readout: Annotated[str, typer.Option(help="Comma separated: own, roi, value, crops.")] = "own",
+    side: Annotated[int | None, typer.Option(min=1, help="Pixels of the input; the tower's own when absent.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Of a rice run's text centres, to read by them.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for probe.json and pictures.")] = None,
+    format_: RecordFormat = "records",
+    image_root: ImageRoot = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Measure the regions of a frozen tower: neighbours, linear classes, reading, and texts where it knows them."""
+    from .eval.probe import ProbeConfig, probe_table
+    from .eval.probe import probe as run
+
+    config = ProbeConfig(labels, tuple(name.strip() for name in readout.split(",")), side)  # pyright: ignore
+    results = run(
+        tower,
+        data,
+        test,
+        out=out,
+        tokenizer=tokenizer,
+        config=config,
+        format=format_,
+        image_root=image_root,
+        device=device,
+    )
+    _report(results, json_, probe_table(results))
+
+
 @app.command("lmms-tasks")
 def lmms_tasks(
     data: Annotated[Path | None, typer.Option("--data", help="Region records; generated scenes when absent.")] = None,

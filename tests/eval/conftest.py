@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -133,3 +134,38 @@ def isolated_cache(tmp_path, monkeypatch) -> Path:
     cache = tmp_path / "the cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return cache
+
+
+@pytest.fixture(scope="session")
+def square_records(tmp_path_factory):
+    """`make(count, seed)`: pictures with squares of two of three colours on gray, each with its name; the second one
+    says so, too."""
+    from regiontower.train_stages.record_io import RecordSet
+    from regiontower.train_stages.records import Record, Region
+
+    colors = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+    def make(count: int, seed: int):
+        folder = tmp_path_factory.mktemp("squares")
+        rng, records = np.random.default_rng(seed), []
+        for number in range(count):
+            picture, regions = Image.new("RGB", (56, 56), (90, 90, 90)), []
+            for index, color in enumerate(rng.permutation(list(colors))[:2].tolist()):
+                x, y = 28 * index + int(rng.integers(0, 8)), int(rng.integers(0, 36))
+                box = (x, y, x + 16, y + 18)
+                picture.paste(colors[color], box)
+                regions.append(Region(box_xyxy=box, category="square", tags=[color], ocr=color if index else None))
+            picture.save(folder / f"{number}.png")
+            caption = f"a {regions[0].tags[0]} square"
+            records.append(Record(image=f"{number}.png", width=56, height=56, regions=regions, captions=[caption]))
+        return RecordSet(folder / "records.jsonl", folder, records)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def squares(square_records):
+    """The same as pixels."""
+    from regiontower.train_stages.pixels import PixelCache
+
+    return lambda count, seed: PixelCache.build(square_records(count, seed), 56, progress=False)

@@ -1,19 +1,11 @@
 """Supervised heads: targets of the location head, and that the heads find what is plainly there."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from regiontower.eval import ceiling
 from regiontower.eval.ceiling import CeilingConfig, supervised_ceiling
-from regiontower.train_stages.pixels import PixelCache
-from regiontower.train_stages.record_io import RecordSet
-from regiontower.train_stages.records import Record, Region
 from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel
-
-SIZE = 56
-COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 def test_a_token_learns_the_smallest_object_over_its_middle():
@@ -36,30 +28,13 @@ def test_distances_are_boxes_around_the_middles():
     assert boxes[2].tolist() == [0, 5, 20, 17.5]  # middle (5, 15)
 
 
-def pictures(folder, count, seed):
-    """Squares of two colours on gray, each with its name; the second one says so, too."""
-    rng, records = np.random.default_rng(seed), []
-    folder.mkdir()
-    for number in range(count):
-        picture, regions = Image.new("RGB", (SIZE, SIZE), (90, 90, 90)), []
-        for index, color in enumerate(rng.permutation(list(COLORS))[:2]):
-            x, y = 28 * index + int(rng.integers(0, 8)), int(rng.integers(0, 36))
-            box = (x, y, x + 16, y + 18)
-            picture.paste(COLORS[color], box)
-            regions.append(Region(box_xyxy=box, category="square", tags=[color], ocr=color if index else None))
-        picture.save(folder / f"{number}.png")
-        records.append(Record(image=f"{number}.png", width=SIZE, height=SIZE, regions=regions))
-    return PixelCache.build(RecordSet(folder, folder, records), SIZE, progress=False)
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("squares")
+def found(squares):
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
-    tower = RiceVisionModel(RiceVisionConfig(**sizes, patch_size=8, image_size=SIZE, initializer_range=0.1))
+    tower = RiceVisionModel(RiceVisionConfig(**sizes, patch_size=8, image_size=56, initializer_range=0.1))
     config = CeilingConfig(width=32, epochs=60, batch_size=32)
-    return supervised_ceiling(tower, pictures(folder / "train", 160, 0), pictures(folder / "test", 20, 1), config)
+    return supervised_ceiling(tower, squares(160, 0), squares(20, 1), config)
 
 
 def test_heads_find_plain_colours_and_where_they_are(found):

@@ -22,6 +22,7 @@ COMMANDS = (
     "align",
     "instruct",
     "eval",
+    "probe",
     "lmms-tasks",
     "chat",
     "bench",
@@ -102,6 +103,20 @@ def test_eval_ends_with_the_figures_of_each_task(run, tiny_mllm_dir, tmp_path):
         assert {"n", "acc50", "miou", "parse_rate", "ci95"} <= set(figures["regiontower_grounding"])
 
 
+def test_probe_prints_a_table_or_ends_with_json(run, tiny_mllm_dir, tmp_path):
+    run("scenes", tmp_path / "scenes", "--count", 30, "--seed", 3, "--preset", "easy")
+    command = ("probe", tiny_mllm_dir, "--data", tmp_path / "scenes" / "records.jsonl")
+    status, output, errors = run(*command, "--readout", "own,roi", "--out", tmp_path / "probe", "--json")
+    assert status == 0, errors
+    figures = json.loads(output.strip().splitlines()[-1])
+    assert set(figures["readouts"]) == {"own", "roi"} and figures["readouts"]["roi"]["linear"]["n"] > 0
+    assert (tmp_path / "probe" / "similarity.png").stat().st_size > 0
+    status, output, _ = run(*command)
+    assert status == 0 and "linear" in output and "24 images to learn from, 6 to be tested on" in output
+    status, _, errors = run(*command, "--readout", "own,magic")
+    assert status == 1 and "choose among own, roi, value, crops" in errors.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -111,6 +126,7 @@ def test_eval_ends_with_the_figures_of_each_task(run, tiny_mllm_dir, tmp_path):
         (("scenes", "x", "--preset", "hard"), "hard"),
         (("bench", "no-such"), "no-such"),
         (("scenes", "x", "--seed", "999999", "--count", "5"), "evaluation"),
+        (("probe", "no-such-tower", "--data", "x.jsonl"), "no-such-tower"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -1,0 +1,174 @@
+"""`regiontower probe`: what the regions of a frozen tower are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ...mllm.boxes import mean_colour
+from ...mllm.load import resolve_device
+from ...train_stages.pixels import PixelCache
+from ...train_stages.record_io import RecordSet, read_records
+from ...train_stages.region_labels import ObjectClasses, ObjectLabels, open_tokenizer
+from ...vision_towers import TowerSpec, UserError, describe_tower
+from ...vision_towers.packaged import model_source
+from .classify import Share, linear, majority, nearest_neighbours
+from .labels import object_labels, text_labels, transcripts
+from .pictures import pca_sheet, similarity_sheet
+from .reading import read_by_tokens, text_centres
+from .regions import labelled_regions, reader
+from .text_side import TextSide, open_with_texts
+from .zero_shot import image_retrieval, located, region_retrieval, zero_shot_classes
+
+PICTURES = 6
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """labels: what a class is: "category", "tags" (tags and category) or "cluster". readouts: keys of
+    `regions.READOUTS`. side: pixels of the letterboxed square; the tower's own when absent. train_regions: most regions
+    that classifiers learn from."""
+
+    labels: ObjectLabels = "category"
+    readouts: tuple[str, ...] = ("own",)
+    side: int | None = None
+    train_regions: int = 30_000
+
+
+def probe(
+    tower: str | Path,
+    data: str | Path,
+    test: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    config: ProbeConfig | None = None,
+    format: str = "records",
+    image_root: str | Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure the regions of a frozen tower.
+
+    Args:
+        tower: what `load_tower` opens; a finished `pretrain` run brings its class centres and its texts along.
+        data: region records that classifiers learn from. test: records they are tested on; without it, the records of
+            `data` whose `split` is not "train", or every fifth one where no record says its split.
+        out: folder for `probe.json` and pictures; nothing is written without it.
+        tokenizer: of the text centres of a rice run; reading by them is left out without it.
+    Returns:
+        `{"tower", "labels", "classes", "readouts": {readout: {figure: {"value", "n", "ci95", ...}}}, "images": {...}}`.
+        Figures of a readout: `majority`, `knn`, `linear` (top-1 of objects), `reading_linear` (top-1 of transcripts
+        that training has), and, where the tower has them, `reading_tokens`, `zero_shot`, `text_to_region_r1` ...; of
+        whole images: `image_to_text_r1` ..., `text_box_acc50`.
+    Raises:
+        UserError: a tower, data or readout that cannot work.
+    """
+    config = config or ProbeConfig()
+    model, side = open_with_texts(tower, resolve_device(device))
+    readers = {name: reader(model, name) for name in config.readouts}  # says now what it cannot read
+    spec = describe_tower(model.config)
+    known, asked = _caches(data, test, format, image_root, config.side or spec.image_size, spec)
+    classes = ObjectClasses.of(known.records, config.labels, stuff=True)
+    words = transcripts(known.records)
+    every_word = transcripts([*known.records, *asked.records])
+    centres = text_centres(model_source(tower))
+    token_reader = None if centres is None or tokenizer is None else open_tokenizer(tokenizer)
+
+    rows: dict[str, dict[str, Share]] = {}
+    for name, read in readers.items():
+        labels = object_labels(classes)
+        train = labelled_regions(read, known, labels, config.train_regions)
+        held_out = labelled_regions(read, asked, labels)
+        texts = labelled_regions(read, known, text_labels(words), config.train_regions)
+        rows[name] = {
+            "majority": majority(train, held_out),
+            "knn": nearest_neighbours(train, held_out),
+            "linear": linear(train, held_out),
+            "reading_linear": linear(texts, labelled_regions(read, asked, text_labels(words))),
+        }
+        if token_reader is not None and centres is not None and name == "own":
+            read_texts = labelled_regions(read, asked, text_labels(every_word))
+            rows[name]["reading_tokens"] = read_by_tokens(read_texts, every_word, centres, token_reader)
+        if side is not None and name in side.regions:
+            rows[name]["zero_shot"] = zero_shot_classes(held_out, classes.names, side, name)
+            rows[name] |= region_retrieval(read, asked, side, name)
+    results = {
+        "tower": str(tower),
+        "labels": config.labels,
+        "classes": len(classes),
+        "train_images": len(known),
+        "test_images": len(asked),
+        "readouts": {name: _json(found) for name, found in rows.items()},
+        "images": _json(_of_images(model, asked, side)),
+    }
+    if out is not None:
+        _write(Path(out), results, model, asked)
+    return results
+
+
+def _of_images(model: PreTrainedModel, cache: PixelCache, side: TextSide | None) -> dict[str, Share]:
+    if side is None:
+        return {}
+    spec = describe_tower(model.config)
+    found = image_retrieval(cache, side, spec, model.device)
+    return found if side.locate is None else found | {"text_box_acc50": located(cache, side, spec, model.device)}
+
+
+def _json(found: dict[str, Share]) -> dict[str, Any]:
+    return {name: value.row() for name, value in found.items() if value.n}
+
+
+def _caches(data, test, format: str, image_root, side: int, spec: TowerSpec) -> tuple[PixelCache, PixelCache]:
+    if side % spec.patch_size or (side != spec.image_size and not spec.any_resolution):
+        raise UserError(
+            f"this tower cannot take {side} px: its patches have {spec.patch_size} px, and its own size is "
+            f"{spec.image_size} px."
+        )
+    records = read_records(data, format, image_root)
+    known, asked = (records, read_records(test, format, image_root)) if test is not None else split(records)
+    fill = mean_colour(spec.image_mean)
+    return PixelCache.build(known, side, fill=fill), PixelCache.build(asked, side, fill=fill)
+
+
+def split(records: RecordSet) -> tuple[RecordSet, RecordSet]:
+    """Records to learn from and to be tested on: by their `split`, or every fifth for the test where none has another
+    split than "train". Raises UserError when one of the two is empty."""
+    held_out = [record.split not in (None, "train") for record in records.records]
+    if not any(held_out):
+        held_out = [number % 5 == 4 for number in range(len(records.records))]
+    if all(held_out) or not any(held_out):
+        raise UserError(f"{records.path} cannot be split into records to learn from and to be tested on; give --test.")
+    parts = [[r for r, out in zip(records.records, held_out, strict=True) if out == want] for want in (False, True)]
+    known, asked = (RecordSet(records.path, records.root, part) for part in parts)
+    return known, asked
+
+
+def _write(out: Path, results: dict[str, Any], model: PreTrainedModel, cache: PixelCache) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    rows = np.linspace(0, len(cache) - 1, min(PICTURES, len(cache))).round().astype(int).tolist()
+    pca_sheet(model, cache, rows).save(out / "tokens.png")
+    similarity_sheet(model, cache, rows).save(out / "similarity.png")
+    (out / "probe.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def probe_table(results: dict[str, Any]) -> str:
+    """The figures in lines, for reading."""
+    lines = [
+        f"{results['tower']}: {results['classes']} classes ({results['labels']}), "
+        f"{results['train_images']} images to learn from, {results['test_images']} to be tested on"
+    ]
+    sections: Sequence[tuple[str, dict[str, Any]]] = [*results["readouts"].items(), ("images", results["images"])]
+    for section, figures in sections:
+        for name, found in figures.items():
+            low, high = found["ci95"]
+            mean = f", class mean {found['class_mean']:.3f}" if "class_mean" in found else ""
+            lines.append(
+                f"{section:7s} {name:20s} {found['value']:.3f} [{low:.3f}, {high:.3f}]{mean}  n = {found['n']}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""What a tower knows without having learned the classes: regions and images against texts, and texts located."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ...mllm.boxes import Boxes
+from ...train_stages.conversations import region_words
+from ...train_stages.normalise import PixelNorm
+from ...train_stages.pixels import PixelCache
+from ...train_stages.records import Record
+from ...train_stages.region_labels import NO_CLASS
+from ...vision_towers import TowerSpec
+from .classify import Share, share
+from .regions import BATCH, ProbeRegions, Reader, labelled_regions
+from .text_side import TextSide
+
+RANKS = (1, 5, 10)
+
+
+def zero_shot_classes(regions: ProbeRegions, names: Sequence[str], side: TextSide, readout: str) -> Share:
+    """Share of regions whose nearest class name, by cosine, is theirs. names: of the classes, by number."""
+    if not len(regions):
+        return Share(None, 0, None)
+    similarity = _in_space(regions, side, readout) @ _unit(side.texts(names)).T
+    return share(similarity.argmax(dim=1).numpy() == regions.classes, regions.images, regions.classes)
+
+
+def region_retrieval(read: Reader, cache: PixelCache, side: TextSide, readout: str) -> dict[str, Share]:
+    """R@k both ways between all regions with words and their distinct words: whether something with the same words is
+    among the k nearest. Keys `text_to_region_r1` ..., `region_to_text_r1` ..."""
+    words = sorted({text for record in cache.records for region in record.regions if (text := region_words(region))})
+    if not words:
+        return {}
+    ids = {word: number for number, word in enumerate(words)}
+
+    def labels(record: Record) -> list[int]:
+        return [ids.get(region_words(region), NO_CLASS) for region in record.regions]
+
+    regions = labelled_regions(read, cache, labels)
+    occurring = np.unique(regions.classes)
+    seen = _in_space(regions, side, readout)
+    texts = _unit(side.texts([words[i] for i in occurring]))
+    # A text stands in no single image: each is a row of its own.
+    forth = _recall(texts @ seen.T, occurring, regions.classes, np.arange(len(occurring)))
+    back = _recall(seen @ texts.T, regions.classes, occurring, regions.images)
+    return {f"text_to_region_{name}": value for name, value in forth.items()} | {
+        f"region_to_text_{name}": value for name, value in back.items()
+    }
+
+
+@torch.inference_mode()
+def image_retrieval(cache: PixelCache, side: TextSide, spec: TowerSpec, device: torch.device) -> dict[str, Share]:
+    """R@k both ways between images and their first captions; equal captions count as one.
+
+    Keys `image_to_text_r1` ..., `text_to_image_r1` ...
+    """
+    rows = [row for row, record in enumerate(cache.records) if record.captions]
+    if not rows:
+        return {}
+    captions = [cache.records[row].captions[0] for row in rows]
+    ids = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    labels = np.array([ids[caption] for caption in captions])
+    norm, found = PixelNorm(spec.image_mean, spec.image_std).to(device), []
+    for start in tqdm(range(0, len(rows), BATCH), "images for retrieval", unit="batch"):
+        pixels = torch.from_numpy(cache.pixels[rows[start : start + BATCH]]).to(device)
+        found.append(side.images(norm(pixels)).float())
+    images, texts = _unit(torch.cat(found)), _unit(side.texts(list(ids)))
+    forth = _recall(images @ texts.T, labels, np.arange(len(ids)), np.array(rows))
+    back = _recall(texts @ images.T, np.arange(len(ids)), labels, np.arange(len(ids)))
+    return {f"image_to_text_{name}": value for name, value in forth.items()} | {
+        f"text_to_image_{name}": value for name, value in back.items()
+    }
+
+
+@torch.inference_mode()
+def located(cache: PixelCache, side: TextSide, spec: TowerSpec, device: torch.device) -> Share:
+    """Share of words that stand at one region of their image whose predicted box has an IoU of at least 0.5 with it."""
+    if side.locate is None:
+        return Share(None, 0, None)
+    norm = PixelNorm(spec.image_mean, spec.image_std).to(device)
+    right, images = [], []
+    for row, (record, frame) in enumerate(
+        zip(tqdm(cache.records, "texts located", unit="img"), cache.frames, strict=True)
+    ):
+        words = [region_words(region) for region in record.regions]
+        boxes, kept = frame.to_input(Boxes([region.box_xyxy for region in record.regions]))
+        times = Counter(words)
+        single = [place for place, index in enumerate(kept) if words[index] and times[words[index]] == 1]
+        if not single:
+            continue
+        texts = side.texts([words[kept[place]] for place in single])
+        found = side.locate(norm(torch.from_numpy(cache.pixels[row : row + 1]).to(device)), texts)
+        truth = Boxes(boxes.xyxy[single])
+        # A box head may answer with its corners in the wrong order: no box, IoU 0.
+        edges = found.cpu().double().numpy()
+        proper = (edges[:, 2:] > edges[:, :2]).all(axis=1)
+        overlap = np.zeros(len(edges))
+        overlap[proper] = Boxes(edges[proper]).iou(Boxes(truth.xyxy[proper])).diagonal()
+        right += (overlap >= 0.5).tolist()
+        images += [row] * len(single)
+    return share(np.array(right), np.array(images))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.float().cpu(), dim=-1)
+
+
+def _in_space(regions: ProbeRegions, side: TextSide, readout: str) -> Tensor:
+    with torch.inference_mode():
+        project = side.regions[readout]
+        device = side.texts(["a"]).device
+        return _unit(project(torch.from_numpy(regions.features).to(device)))
+
+
+def _recall(similarity: Tensor, asked: np.ndarray, there: np.ndarray, images: np.ndarray) -> dict[str, Share]:
+    """similarity: `(Q, G)`. asked `(Q,)`, there `(G,)`: labels; a hit is an equal one among the k largest."""
+    nearest = similarity.topk(min(max(RANKS), similarity.shape[1]), dim=1).indices.numpy()
+    hits = there[nearest] == asked[:, None]
+    return {f"r{k}": share(hits[:, :k].any(axis=1), images) for k in RANKS}

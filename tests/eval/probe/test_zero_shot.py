@@ -1,0 +1,162 @@
+"""Regions and images against texts, with towers that have them."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from regiontower.eval.probe.classify import share
+from regiontower.eval.probe.labels import object_labels
+from regiontower.eval.probe.reading import read_by_tokens, text_centres
+from regiontower.eval.probe.regions import ProbeRegions, labelled_regions, reader
+from regiontower.eval.probe.text_side import TextSide, open_with_texts
+from regiontower.eval.probe.zero_shot import image_retrieval, located, region_retrieval, zero_shot_classes
+from regiontower.train_stages.clip_objective import ClipConfig, ClipObjective
+from regiontower.train_stages.conversations import region_words
+from regiontower.train_stages.pretrain_heads import save_text_side
+from regiontower.train_stages.region_labels import ObjectClasses
+from regiontower.vision_towers import UserError, describe_tower, tower_image_processor
+
+NAMES = ["red square", "green square", "blue square"]
+
+
+@pytest.fixture(scope="module")
+def cache(squares):
+    return squares(9, 4)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(rice_tower, tiny_tokenizer, tmp_path_factory):
+    """A finished run of the clip objective, as `pretrain` leaves it."""
+    torch.manual_seed(2)
+    sizes = ClipConfig(embed_dim=12, text_hidden=16, text_layers=1, text_heads=2, max_tokens=16)
+    objective = ClipObjective(rice_tower, len(tiny_tokenizer), tiny_tokenizer.eos_token_id, sizes)
+    folder = tmp_path_factory.mktemp("clip")
+    rice_tower.save_pretrained(folder)
+    tower_image_processor(rice_tower.config).save_pretrained(folder)
+    save_text_side(objective, tiny_tokenizer, folder)
+    return folder, objective
+
+
+class OneHot:
+    """A space in which a text is its own axis, and a region the axis of the colour it shows."""
+
+    def __init__(self, wrong: int = 0):
+        self.wrong = wrong  # so many of the first regions show another colour
+
+    def side(self) -> TextSide:
+        def texts(asked):
+            return torch.tensor([[float(color in text) for color in ("red", "green", "blue")] for text in asked])
+
+        return TextSide(texts=texts, images=lambda pixels: pixels, regions={"own": lambda rows: rows[:, :3]})
+
+    def read(self, cache, rows, boxes, batch, progress):
+        for row in rows:
+            regions = cache.records[row].regions
+            embeds = self.side().texts([region.tags[0] for region in regions])
+            yield embeds.roll(1, dims=1) if row < self.wrong else embeds
+
+
+def test_regions_get_the_name_they_are_nearest_to(cache):
+    labels = object_labels(ObjectClasses(NAMES, "tags", True))
+    space = OneHot(wrong=3)
+
+    def first_of(cache, rows, boxes, batch, progress):  # the second square of each is a text
+        return (embeds[:1] for embeds in space.read(cache, rows, boxes, batch, progress))
+
+    found = zero_shot_classes(labelled_regions(first_of, cache, labels), NAMES, space.side(), "own")
+    assert found.n == 9 and found.value == pytest.approx(6 / 9)
+
+
+def test_retrieval_counts_a_hit_among_the_first_k(cache):
+    side = OneHot().side()
+    found = region_retrieval(OneHot().read, cache, side, "own")
+    words = {region_words(region) for record in cache.records for region in record.regions}
+    assert found["text_to_region_r1"].n == len(words) and found["region_to_text_r1"].n == 18
+    # 'red square' and 'red square "red"' are the same to this space: one of the two is nearest, the other is second.
+    assert found["region_to_text_r1"].value < 1 and found["region_to_text_r5"].value == 1
+    assert found["text_to_region_r10"].value == 1
+    worse = region_retrieval(OneHot(wrong=9).read, cache, side, "own")
+    assert worse["region_to_text_r1"].value == 0 and worse["text_to_region_r1"].value == 0
+
+
+@torch.inference_mode()
+def test_a_clip_run_brings_its_texts(clip_folder, cache, rice_tower):
+    folder, objective = clip_folder
+    tower, side = open_with_texts(folder)
+    assert side is not None and set(side.regions) == {"own", "value", "crops"} and side.locate is None
+    pixels = torch.randn(2, 3, 56, 56)
+    torch.testing.assert_close(side.images(pixels), objective.image_projection(rice_tower(pixels).pooler_output))
+    ids = objective.text_tower  # the same words through the objective's own parts
+    from regiontower.train_stages.region_labels import open_tokenizer
+    from regiontower.vision_towers.text_tower import text_states
+
+    tokenizer = open_tokenizer(folder / "text_tower")
+    row = [*tokenizer("red square", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    states = text_states(ids, torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long))
+    torch.testing.assert_close(side.texts(["red square", "a much longer text"])[:1], objective.text_projection(states))
+    found = image_retrieval(cache, side, describe_tower(tower.config), tower.device)
+    assert found["image_to_text_r1"].n == 9 and found["text_to_image_r10"].value == 1  # nine images, ten places
+
+
+@torch.inference_mode()
+def test_image_retrieval_is_what_a_slow_search_finds(clip_folder, cache):
+    tower, side = open_with_texts(clip_folder[0])
+    spec = describe_tower(tower.config)
+    from regiontower.train_stages.normalise import PixelNorm
+
+    pixels = PixelNorm(spec.image_mean, spec.image_std)(torch.from_numpy(np.array(cache.pixels)))
+    captions = [record.captions[0] for record in cache.records]
+    distinct = list(dict.fromkeys(captions))
+    cosine = F.normalize(side.images(pixels), dim=-1) @ F.normalize(side.texts(distinct), dim=-1).T
+    found = image_retrieval(cache, side, spec, tower.device)
+    right = [distinct[row.argmax()] == caption for row, caption in zip(cosine, captions, strict=True)]
+    assert found["image_to_text_r1"] == share(np.array(right), np.arange(9))
+    back = [captions[column.argmax()] == text for column, text in zip(cosine.T, distinct, strict=True)]
+    assert found["text_to_image_r1"].value == pytest.approx(np.mean(back))
+
+
+@torch.inference_mode()
+def test_a_cloc_run_brings_texts_and_prompts(cloc_folder, cache):
+    tower, side = open_with_texts(cloc_folder)
+    assert side is not None and set(side.regions) == {"own"}
+    texts = side.texts(NAMES)
+    assert texts.shape == (3, 24)
+    boxes = side.locate(torch.randn(1, 3, 56, 56), texts)
+    assert boxes.shape == (3, 4)
+    spec = describe_tower(tower.config)
+    found = located(cache, side, spec, tower.device)
+    assert found.n == 18 and found.value < 0.5  # it has learned nothing
+    truth = iter(cache.records)
+
+    def tell(pixels, texts):
+        return torch.tensor([region.box_xyxy for region in next(truth).regions]).flip(-1) * torch.tensor([0.0])
+
+    empty = located(cache, TextSide(side.texts, side.images, {}, tell), spec, tower.device)
+    assert empty.value == 0  # boxes without area are no boxes
+    truth = iter(cache.records)
+
+    def know(pixels, texts):
+        return torch.tensor([region.box_xyxy for region in next(truth).regions])
+
+    assert located(cache, TextSide(side.texts, side.images, {}, know), spec, tower.device).value == 1
+
+
+def test_a_tower_without_texts_has_none(rice_tower, tmp_path):
+    rice_tower.save_pretrained(tmp_path)
+    assert open_with_texts(tmp_path)[1] is None
+    assert text_centres(tmp_path) is None
+
+
+def test_words_are_read_by_their_token_classes(tiny_tokenizer, rice_tower, cache):
+    words = ["red", "green", "blue"]
+    torch.manual_seed(0)
+    centres = F.normalize(torch.randn(len(tiny_tokenizer), 32), dim=-1)
+    sets = [sorted(set(tiny_tokenizer(word, add_special_tokens=False)["input_ids"])) for word in words]
+    features = torch.stack([centres[ids].mean(dim=0) for ids in sets])
+    asked = ProbeRegions(features.numpy() * 7, np.arange(3), np.arange(3))
+    assert read_by_tokens(asked, words, centres, tiny_tokenizer).value == 1
+    assert read_by_tokens(asked, words[::-1], centres, tiny_tokenizer).value == pytest.approx(1 / 3)
+    with pytest.raises(UserError, match="text centres"):
+        read_by_tokens(asked, words, centres[1:], tiny_tokenizer)
+    assert reader(rice_tower, "own")  # the features above stand for these
