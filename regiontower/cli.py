@@ -107,7 +107,7 @@ def _stage_command(
 
 _stage_command(
     "pretrain", "pretrain", "PretrainRecipe", "pretrain",
-    "Stage 0: train a vision tower on region records (RICE, CLOC), or on captions (CLIP).", "pretrain_recipe",
+    "Stage 0: train a vision tower on region records (RICE, CLOC, UMG-CLIP), or on captions (CLIP).", "pretrain_recipe",
 )  # fmt: skip
 _stage_command(
     "pretrain-lm", "pretrain_lm", "LMRecipe", "pretrain_lm",

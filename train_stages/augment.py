@@ -4,6 +4,7 @@ There is no mirror image: it would turn text, and "left", into something false.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,24 +49,35 @@ class AugmentConfig:
             raise UserError(f"zoom_max is {self.zoom_max}, it must be at least {ZOOM_MIN}")
 
 
+class View(NamedTuple):
+    """pixels: uint8 (3, side, side). boxes: those still at least half visible, in pixels of the view; kept: their
+    `(K,)` indices. frame: the image's pixels -> the view's."""
+
+    pixels: Tensor
+    boxes: Boxes
+    kept: np.ndarray
+    frame: ImageFrame
+
+
 def random_view(
     pixels: Tensor, boxes: Boxes, config: AugmentConfig, rng: np.random.Generator, side: int | None = None
-) -> tuple[Tensor, Boxes, np.ndarray]:
+) -> View:
     """One random view of an image.
 
     pixels: uint8 (3, S, S). boxes: xyxy in its pixels. side: of the view, pixels; S when absent.
-    Returns uint8 (3, side, side), the boxes that are still at least half visible in pixels of the view, and their
-    `(K,)` indices. A view that would lose every box is given up: the whole image takes its place.
+    A view that would lose every box is given up: the whole image takes its place.
     """
     size = pixels.shape[-1]
     around = len(boxes) > 0 and rng.uniform() < config.zoom
     window = _zoomed(size, boxes, config.zoom_max, rng) if around else _cropped(size, config.min_scale, rng)
     view = side or size
-    shown, kept = _seen(boxes, window, size, view)
+    frame = _frame(window, size, view)
+    shown, kept = _seen(boxes, frame)
     if len(boxes) and not len(kept):
         window = (0, 0, size)
-        shown, kept = _seen(boxes, window, size, view)
-    return _jitter(cut_square(pixels, window, view), config, rng), shown, kept
+        frame = _frame(window, size, view)
+        shown, kept = _seen(boxes, frame)
+    return View(_jitter(cut_square(pixels, window, view), config, rng), shown, kept, frame)
 
 
 def square_around(box: np.ndarray, longest: float, size: int) -> Window:
@@ -104,14 +116,17 @@ def _cropped(size: int, min_scale: float, rng: np.random.Generator) -> Window:
     return left, top, side
 
 
-def _seen(boxes: Boxes, window: Window, size: int, view: int) -> tuple[Boxes, np.ndarray]:
-    """The boxes of which at least `MIN_VISIBLE` lies in the window, cut to it, in pixels of the view, their indices."""
+def _frame(window: Window, size: int, view: int) -> ImageFrame:
     left, top, length = window
-    if length == size == view:
+    return ImageFrame.crop((size, size), (left, top, left + length, top + length), (view, view))
+
+
+def _seen(boxes: Boxes, frame: ImageFrame) -> tuple[Boxes, np.ndarray]:
+    """The boxes of which at least `MIN_VISIBLE` lies in the view, cut to it, in pixels of the view, their indices."""
+    if frame == ImageFrame.identity(frame.original_size):
         return boxes, np.arange(len(boxes))
-    frame = ImageFrame.crop((size, size), (left, top, left + length, top + length), (view, view))
     cut, kept = frame.to_input(boxes)
-    enough = cut.area >= MIN_VISIBLE * (view / length) ** 2 * boxes.area[kept]
+    enough = cut.area >= MIN_VISIBLE * frame.scale[0] ** 2 * boxes.area[kept]
     return cut[enough], kept[enough]
 
 

@@ -57,7 +57,7 @@ class GroundedCaptionDataset(Dataset):
         rng = seeded_generator()
         words, captions = self._words[index], self._captions[index]
         whole = pixels_tensor(self._pixels[self._rows[index]])
-        pixels, boxes, kept = random_view(whole, self._boxes[index], self._augment, rng, self._view)
+        pixels, boxes, kept, _ = random_view(whole, self._boxes[index], self._augment, rng, self._view)
         picked = rng.permutation(len(boxes))[: self._count]
         zoomed = self._augment.zoom > 0  # the record's captions are true of the whole image
         if len(kept) and (zoomed or not captions):

@@ -1,4 +1,4 @@
-"""Stage 0: a vision tower trained on labelled regions (RICE), captions (CLIP), or regions with words (CLOC)."""
+"""Stage 0: a vision tower trained on labelled regions (RICE), captions (CLIP), or words of regions (CLOC, UMG-CLIP)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pretrain(recipe: PretrainRecipe, run_dir: str | Path, device: str = "auto", 
 
     The finished directory opens with `load_tower`. Beside the tower lie, for rice, `centres.safetensors` (`object`
     (K, D), `ocr` (V, D)) and `labels.json` (the classes' names), for clip `text_tower/` and `clip_heads.safetensors`;
-    for cloc the directory is the whole `ClocModel` with its tokenizer.
+    for cloc and umg_clip the directory is the whole `ClocModel` or `UmgClipModel` with its tokenizer.
     With `eval.records`, the result's metrics hold `held_out_object_top1` and `held_out_regions`.
 
     `options` go to `engine.run_stage`. Raises UserError for a recipe or data that cannot work.

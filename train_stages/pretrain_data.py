@@ -80,7 +80,7 @@ class RegionDataset(Dataset):
         rng = seeded_generator()
         regions = self.labelled[index]
         whole = pixels_tensor(self._pixels[self._rows[index]])
-        pixels, boxes, kept = random_view(whole, regions.boxes, self._augment, rng, self._view)
+        pixels, boxes, kept, _ = random_view(whole, regions.boxes, self._augment, rng, self._view)
         picked = sample_regions(len(boxes), self._count, rng)
         source = kept[picked]
         return {
@@ -108,23 +108,30 @@ def collate_regions(items: Sequence[dict]) -> dict[str, Tensor]:
 class CaptionTokens:
     """Texts as token ids that end in the tokenizer's end token, at most `max_tokens` of them.
 
+    framed: with the tokens that the tokenizer itself puts around a text, such as CLIP's begin token. length: to which
+    every text is padded; that of the longest in the batch when absent.
     Raises UserError when the tokenizer has no end or no padding token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, *, framed: bool = False, length: int | None = None
+    ):
         end_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         if not isinstance(end_id, int) or not isinstance(pad_id, int):
             raise UserError("the tokenizer has no end or no padding token; the objective needs both")
         self.end_id, self.pad_id = end_id, pad_id
         self._tokenizer, self._max_tokens = tokenizer, max_tokens
+        self._framed, self._length = framed, length
 
     def __call__(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
+        ids: list[int] = self._tokenizer(text, add_special_tokens=self._framed)["input_ids"]  # pyright: ignore
+        if self._framed and ids[-1:] == [self.end_id]:
+            ids = ids[:-1]
         return [*ids[: self._max_tokens - 1], self.end_id]
 
     def pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask, `(n, longest)` int64, padded on the right."""
-        width = max((len(row) for row in rows), default=1)
+        """Ids and attention mask, `(n, length)` int64, padded on the right."""
+        width = self._length or max((len(row) for row in rows), default=1)
         ids = torch.full((len(rows), width), self.pad_id)
         mask = torch.zeros(len(rows), width, dtype=torch.long)
         for number, row in enumerate(rows):
@@ -175,7 +182,7 @@ class CaptionDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         rng = seeded_generator()
         texts, whole = self._texts[index], pixels_tensor(self._pixels[self._rows[index]])
-        pixels, _, kept = random_view(whole, self._boxes[index], self._augment, rng, self._view)
+        pixels, _, kept, _ = random_view(whole, self._boxes[index], self._augment, rng, self._view)
         caption = caption_of_view(texts, kept, rng) if self._from_regions else texts[rng.integers(len(texts))]
         return {"pixel_values": pixels, "input_ids": self.tokens(caption)}
 

@@ -15,6 +15,7 @@ from .record_source import RecordSource
 from .region_labels import ObjectLabels
 from .rice_objective import RiceConfig
 from .train_config import TrainConfig
+from .umg_clip_objective import UmgClipLossConfig
 
 _STRICT = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(gt=0)]
@@ -57,18 +58,36 @@ class ClocSettings:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class PretrainModel:
-    """What is trained. objective: "rice", "clip" or "cloc" (read with the block of that name). tower: a checkpoint to
-    start from, opened by `load_tower`; without it a new tower of `size`. keep_heads: go on with the class centres, or
-    the text tower and projections, of the finished run that `tower` names, instead of new ones."""
+class UmgClipSettings:
+    """What the umg_clip objective adds to a native ViT.
 
-    objective: Literal["rice", "clip", "cloc"] = "rice"
+    text: a new text tower and the joint space, as for the clip objective. pooling: how dense features are made, see
+    `UmgClipVisionConfig`; by the tower's kind when absent. reduce_after, reduce_to: tokens merged into clusters, see
+    there too. loss: see `UmgClipLossConfig`.
+    """
+
+    text: ClipConfig = Field(default_factory=ClipConfig)
+    pooling: Literal["value", "map"] | None = None
+    reduce_after: Count | None = None
+    reduce_to: float = 0.5
+    loss: UmgClipLossConfig = Field(default_factory=UmgClipLossConfig)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PretrainModel:
+    """What is trained. objective: "rice", "clip", "cloc" or "umg_clip" (read with the block of that name). tower: a
+    checkpoint to start from, opened by `load_tower`; without it a new tower of `size`. keep_heads: go on with the class
+    centres, or the text tower and projections, of the finished run that `tower` names, instead of new ones; for
+    umg_clip, `tower` may also name a native CLIP or SigLIP, whose tokenizer is data.tokenizer."""
+
+    objective: Literal["rice", "clip", "cloc", "umg_clip"] = "rice"
     tower: str | None = None
     keep_heads: bool = False
     size: TowerSize = Field(default_factory=TowerSize)
     rice: RiceConfig = Field(default_factory=RiceConfig)
     clip: ClipConfig = Field(default_factory=ClipConfig)
     cloc: ClocSettings = Field(default_factory=ClocSettings)
+    umg_clip: UmgClipSettings = Field(default_factory=UmgClipSettings)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -76,9 +95,9 @@ class PretrainData(RecordSource):
     """What is trained on.
 
     records, root, format: see `RecordSource`. tokenizer: folder of a transformers tokenizer; without it OCR regions are
-    left out (the clip and cloc objectives cannot do without). side: pixels of the letterboxed square, the tower's own
-    when absent. view: pixels of the random views that the tower gets; `side` when absent. regions_per_image: N (cloc:
-    M, at most).
+    left out (the other objectives cannot do without). side: pixels of the letterboxed square, the tower's own when
+    absent. view: pixels of the random views that the tower gets; `side` when absent. regions_per_image: N (cloc, as M,
+    and umg_clip: at most).
     object_labels: "category", "tags" (tags and category) or "cluster". captions (clip): see `CaptionDataset`. stuff:
     whether stuff regions take part. cache_dir: where decoded pixels are kept; inside the run when absent. augment: see
     `AugmentConfig`.
@@ -107,7 +126,7 @@ class PretrainEval:
 
 @dataclass(frozen=True, config=_STRICT)
 class PretrainLr:
-    """Peak learning rates. heads: class centres, or the text tower and projections of the clip objective."""
+    """Peak learning rates. heads: class centres, or text tower, projections and whatever else is beside the ViT."""
 
     tower: Annotated[float, Field(ge=0)] = 1e-3
     heads: Annotated[float, Field(ge=0)] = 1e-3

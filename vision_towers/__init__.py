@@ -5,16 +5,18 @@ Importing this package registers our towers with `AutoConfig`, `AutoModel` and `
 
 from .cloc_model import ClocConfig, ClocModel, ClocOutput
 from .cloc_vision import ClocVisionConfig, ClocVisionModel, ClocVisionOutput
+from .convpass import add_convpass, load_convpass, save_convpass
 from .describe import TowerSpec, describe_tower, register_tower, registered_towers
 from .errors import UserError
 from .image_processor import tower_image_processor
-from .load import encode_regions, load_tower, pad_boxes
+from .load import encode_regions, load_tower, load_umg_clip, pad_boxes
 from .outputs import TowerFeatures, TowerOutput
 from .register import register_all
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionConfig, RoiVisionModel
-from .umg_clip_vision import UmgClipVisionConfig, UmgClipVisionModel
+from .umg_clip_model import UmgClipConfig, UmgClipModel, UmgClipOutput
+from .umg_clip_vision import UmgClipVisionConfig, UmgClipVisionModel, UmgClipVisionOutput
 
 register_all()
 
@@ -32,14 +34,22 @@ __all__ = [
     "TowerFeatures",
     "TowerOutput",
     "TowerSpec",
+    "UmgClipConfig",
+    "UmgClipModel",
+    "UmgClipOutput",
     "UmgClipVisionConfig",
     "UmgClipVisionModel",
+    "UmgClipVisionOutput",
     "UserError",
+    "add_convpass",
     "describe_tower",
     "encode_regions",
+    "load_convpass",
     "load_tower",
+    "load_umg_clip",
     "pad_boxes",
     "register_tower",
     "registered_towers",
+    "save_convpass",
     "tower_image_processor",
 ]

@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, MLCDVisionConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPModel,
+    MLCDVisionConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipModel,
+)
 from transformers.utils import logging
 
 from .describe import describe_tower, registered_towers
@@ -17,6 +25,7 @@ from .region_boxes import HALF_PRECISION
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionModel
+from .umg_clip_model import UmgClipModel
 
 READOUTS = ("rice", "roi")
 # Where the tower stands in a LLaVA, in the layout of files and in that of memory.
@@ -59,6 +68,32 @@ def load_tower(
         return RoiVisionModel.from_native(_load(AutoModel, source, vision, dtype))
 
 
+def load_umg_clip(name_or_path: str | Path, *, dtype: torch.dtype | None = None, **region_fields) -> UmgClipModel:
+    """Open a whole UMG-CLIP, or lift a native CLIP or SigLIP to one.
+
+    Args:
+        name_or_path: hub id or folder. Only safetensors are read.
+        dtype: of the weights; as saved when absent.
+        region_fields: those of `UmgClipVisionConfig`, for a native pair; a saved UMG-CLIP has its own.
+    Raises:
+        UserError: nothing to open there, a model of another kind, or tensors missing from the checkpoint.
+    """
+    source = model_source(name_or_path)
+    kinds = {"umg_clip": UmgClipModel, "clip": CLIPModel, "siglip": SiglipModel}
+    with _quietly(keep_bars=not Path(source).is_dir()):
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError, StrictDataclassError) as error:
+            raise UserError(f"no model can be opened at {source!r}: {_sentence(error)}") from error
+        kind = kinds.get(config.model_type)
+        if kind is None:
+            raise UserError(f"{source!r} is a {config.model_type}; a umg_clip, a clip or a siglip is needed.")
+        model = _load(kind, source, config, dtype, key_mapping=None)
+    if isinstance(model, UmgClipModel):
+        return model
+    return UmgClipModel.from_pair(model, **region_fields)
+
+
 def _vision_config(source: str) -> PreTrainedConfig:
     """The configuration of the tower at `source`, or of the vision part of the model there."""
     try:
@@ -76,7 +111,13 @@ def _vision_config(source: str) -> PreTrainedConfig:
     return part if isinstance(part, PreTrainedConfig) else config
 
 
-def _load(model_class, source: str, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
+def _load(
+    model_class,
+    source: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype | None,
+    key_mapping: dict[str, str] | None = IN_LLAVA,
+) -> PreTrainedModel:
     try:
         model, info = model_class.from_pretrained(
             source,
@@ -85,7 +126,7 @@ def _load(model_class, source: str, config: PreTrainedConfig, dtype: torch.dtype
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below, in one sentence instead of a table
             use_safetensors=True,
-            key_mapping=IN_LLAVA,
+            key_mapping=key_mapping,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the weights at {source!r} cannot be opened: {_sentence(error)}") from error

@@ -12,6 +12,7 @@ from .describe import Describe, TowerSpec, describe_tower, register_tower, regis
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionConfig, RoiVisionModel
+from .umg_clip_model import UmgClipConfig, UmgClipModel
 from .umg_clip_vision import UmgClipVisionConfig, UmgClipVisionModel
 
 
@@ -49,8 +50,9 @@ def register_all() -> None:
         AutoImageProcessor.register(
             config, image_processor_classes={"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
         )
-    AutoConfig.register(ClocConfig.model_type, ClocConfig)
-    AutoModel.register(ClocConfig, ClocModel)
+    for config, model in ((ClocConfig, ClocModel), (UmgClipConfig, UmgClipModel)):
+        AutoConfig.register(config.model_type, config)
+        AutoModel.register(config, model)
     # Older MLCD files carry `vision_model.` before every key. Alone that loads through base_model_prefix; inside a
     # LLaVA it needs a map, and transformers 5.23 registers none under the class it uses. Nor does it have one that
     # takes the vision part out of a whole AIMv2, as it has for CLIP and SigLIP.

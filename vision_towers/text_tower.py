@@ -1,7 +1,62 @@
-"""One embedding of a text: the state of its last token."""
+"""One embedding of a text, from the text tower of a CLIP or of a SigLIP."""
 
 import torch
-from transformers import PreTrainedModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipTextConfig,
+    SiglipTextModel,
+)
+
+from .errors import UserError
+
+
+def new_text_tower(config: PreTrainedConfig) -> CLIPTextModel | SiglipTextModel:
+    """A text tower with random weights.
+
+    Raises:
+        UserError: a configuration of another kind.
+    """
+    if isinstance(config, CLIPTextConfig):
+        return CLIPTextModel(config)
+    if isinstance(config, SiglipTextConfig):
+        return SiglipTextModel(config)
+    raise UserError(f"the text tower must be a clip_text_model or a siglip_text_model, got a {config.model_type}.")
+
+
+def text_width(config: PreTrainedConfig) -> int:
+    """Width of what `pooled_texts` gives: SigLIP's tower ends in a head of its own, CLIP's does not."""
+    if isinstance(config, SiglipTextConfig) and config.projection_size is not None:
+        return config.projection_size
+    return config.hidden_size
+
+
+def fixed_text_length(config: PreTrainedConfig) -> int | None:
+    """Tokens that every text has to be padded to; None where each may have its own length."""
+    return config.max_position_embeddings if isinstance(config, SiglipTextConfig) else None
+
+
+def pooled_texts(text_tower: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """`(n, text_width)` of `input_ids, attention_mask (n, T)`, pooled as the tower was trained.
+
+    CLIP: the state of the last token that the mask shows, its end token. SigLIP: the head on the last position, padding
+    or not; its texts are padded to one length, padding is seen by all, and the mask is not used. No row gives
+    `(0, text_width)` that still has a gradient: under data parallelism the tower takes part in every step.
+
+    Raises:
+        UserError: texts of a SigLIP that are not padded to its length.
+    """
+    length = fixed_text_length(text_tower.config)
+    if length is not None and len(input_ids) and input_ids.shape[1] != length:
+        raise UserError(f"texts must be padded to the {length} tokens of this SigLIP, got {input_ids.shape[1]}.")
+    if not len(input_ids):
+        blank = input_ids.new_zeros(1, length or 1)
+        return pooled_texts(text_tower, blank, torch.ones_like(blank))[:0]
+    if length is not None:
+        return text_tower(input_ids=input_ids).pooler_output
+    return text_states(text_tower, input_ids, attention_mask)
 
 
 def text_states(text_tower: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

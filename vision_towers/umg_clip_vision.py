@@ -8,15 +8,22 @@ the ways of its relatives, without a parameter of their own:
 - "map" (FG-CLIP 2), for SigLIP: its attention-pooling head with every patch as a query instead of the learned probe.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .convpass import convpass_beside
 from .errors import UserError
+from .other_paths import open_other_paths
+from .outputs import TowerFeatures, TowerOutput
+from .reduced_vit import run_reduced
+from .region_boxes import patch_grid
 from .roi_pool import roi_mean
-from .wrapped_model import WrappedVisionConfig, WrappedVisionModel
+from .wrapped_model import WrappedVisionConfig, WrappedVisionModel, with_layer
 
 POOLINGS = ("value", "map")
 
@@ -30,6 +37,9 @@ class UmgClipVisionConfig(WrappedVisionConfig):
         region_layer: "value" applies the block that comes after this hidden state (-2: the last block), "map" applies
             the head to it (-1).
         roi_size: RoIAlign output is `roi_size x roi_size`, averaged; the relatives take 1.
+        reduce_after: blocks after which patch tokens are merged into clusters (`cluster_tokens`), and after the last
+            block copied back; None: never. For speed, in training above all: a tower may be opened with another value.
+        reduce_to: share of the tokens that is left.
     """
 
     model_type = "umg_clip_vision_model"
@@ -37,6 +47,8 @@ class UmgClipVisionConfig(WrappedVisionConfig):
     pooling: str = "value"
     region_layer: int = -2
     roi_size: int = 1
+    reduce_after: int | None = None
+    reduce_to: float = 0.5
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -46,6 +58,20 @@ class UmgClipVisionConfig(WrappedVisionConfig):
             raise UserError(f"roi_size must be at least 1, got {self.roi_size}.")
         if self.pooling == "value" and self.region_layer in (-1, self.num_hidden_layers):
             raise UserError("pooling 'value' applies the block after region_layer, and after the last there is none.")
+        if self.reduce_after is not None and not 1 <= self.reduce_after < self.num_hidden_layers:
+            raise UserError(
+                f"reduce_after must be 1 to {self.num_hidden_layers - 1}, blocks before the last one, "
+                f"got {self.reduce_after}."
+            )
+        if not 0.0 < self.reduce_to <= 1.0:
+            raise UserError(f"reduce_to must be in (0, 1], got {self.reduce_to}.")
+
+
+@dataclass
+class UmgClipVisionOutput(TowerOutput):
+    """`TowerOutput` plus `dense_features (B, rows, columns, hidden_size)`, not normalised, of every patch."""
+
+    dense_features: torch.Tensor | None = None
 
 
 class UmgClipVisionModel(WrappedVisionModel):
@@ -58,6 +84,7 @@ class UmgClipVisionModel(WrappedVisionModel):
     def __init__(self, config: UmgClipVisionConfig):
         super().__init__(config)
         _check(self.tower, config.pooling)
+        _open(self.tower)
         self.post_init()
 
     @classmethod
@@ -68,25 +95,89 @@ class UmgClipVisionModel(WrappedVisionModel):
         region_fields.setdefault("region_layer", -1 if pooling == "map" else -2)
         return super().from_native(tower, **region_fields)
 
+    def new_readout(self, device: torch.device, dtype: torch.dtype) -> None:
+        _open(self.tower)  # there is nothing to learn, and the tower has just been put in
+
+    def run_native(
+        self, pixel_values: torch.Tensor, hidden_states: bool | int | list[int] | None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        config = self.config
+        if config.reduce_after is None:
+            return super().run_native(pixel_values, hidden_states, **kwargs)
+        if kwargs.pop("output_attentions", False):
+            raise UserError("a tower that merges tokens has no attention between patches; set reduce_after to None.")
+        grid = patch_grid(pixel_values, self.spec.patch_size)
+        return run_reduced(
+            self.tower, pixel_values, grid, config.reduce_after, config.reduce_to, hidden_states, **kwargs
+        )
+
     def dense_features(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden state `region_layer (B, prefix + P, D)` to features `(B, prefix + P, D)` in the space that the tower's
         pooled output is in: each token by itself on the value path, all of them together in the head."""
         tower: Any = self.tower
         if self.config.pooling == "map":
-            head, states = tower.head, tower.post_layernorm(tokens)
-            mixed = head.attention(states, states, states, need_weights=False)[0]
-            return mixed + head.mlp(head.layernorm(mixed))
-        block = tower.encoder.layers[self.region_feature_layers[0]]
-        attention = block.self_attn
-        # The modules are called, never their weights used: adapters of peft sit on them.
-        states = tokens + attention.out_proj(attention.v_proj(block.layer_norm1(tokens)))
-        return tower.post_layernorm(states + block.mlp(block.layer_norm2(states)))
+            return tower.head(tower.post_layernorm(tokens), path=_every_token)
+        return tower.post_layernorm(tower.encoder.layers[self.region_feature_layers[0]](tokens, path=_value_path))
 
     def read_regions(
         self, tokens: torch.Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int], boxes: torch.Tensor
     ) -> torch.Tensor:
-        patches = self.dense_features(tokens[:, -grid_hw[0] * grid_hw[1] :])
+        patches = self.dense_features(tokens)[:, -grid_hw[0] * grid_hw[1] :]
+        return self._roi_mean(patches, grid_hw, input_hw, boxes)
+
+    def _roi_mean(self, patches, grid_hw, input_hw, boxes) -> torch.Tensor:
         return roi_mean(patches, grid_hw, boxes, self.spec.patch_size, self.config.roi_size)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        region_counts: torch.Tensor | None = None,
+        features: TowerFeatures | None = None,
+        output_dense_features: bool = False,
+        **kwargs,
+    ):
+        """As `WrappedVisionModel.forward`; with `output_dense_features`, which needs `pixel_values`, also the features
+        of all patches, computed once for them and for the boxes. Returns `UmgClipVisionOutput` then."""
+        if not output_dense_features:
+            return super().forward(pixel_values, boxes, region_counts, features, **kwargs)
+        if pixel_values is None:
+            raise UserError("dense features are made from pixel_values.")
+        if kwargs.pop("return_dict", True) is False:
+            raise UserError("dense features are answered by name: leave return_dict on.")
+        layer = self.region_feature_layers[0]
+        asked = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
+        native = super().forward(pixel_values, output_hidden_states=with_layer(asked, layer), **kwargs)
+        assert isinstance(native, TowerOutput)
+        output = UmgClipVisionOutput(**native)
+        assert output.hidden_states is not None
+        grid = patch_grid(pixel_values, self.spec.patch_size)
+        patches = self.dense_features(output.hidden_states[layer])[:, -grid[0] * grid[1] :]
+        output.dense_features = patches.unflatten(1, grid)
+        if boxes is not None:
+            input_hw = (pixel_values.shape[-2], pixel_values.shape[-1])
+            output.region_embeds = self._checked(patches, grid, input_hw, boxes, region_counts, self._roi_mean)
+        if not asked:
+            output.hidden_states = None
+        return output
+
+
+def _value_path(block: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """A block without its attention weights."""
+    attention, normed = block.self_attn, block.layer_norm1(tokens)
+    # The modules are called, never their weights used: adapters of peft sit on them.
+    states = tokens + attention.out_proj(attention.v_proj(normed)) + convpass_beside(attention, normed)
+    return states + block.mlp(block.layer_norm2(states))
+
+
+def _every_token(head: Any, states: torch.Tensor) -> torch.Tensor:
+    """The pooling head with each token as its query."""
+    mixed = head.attention(states, states, states, need_weights=False)[0]
+    return mixed + head.mlp(head.layernorm(mixed))
+
+
+def _open(tower: Any) -> None:
+    open_other_paths([*tower.encoder.layers, *([tower.head] if _has_head(tower) else [])])
 
 
 def _has_head(tower: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .describe import describe_tower, side_of
 from .errors import UserError
@@ -87,6 +88,12 @@ class WrappedVisionModel(PreTrainedModel, ABC):
     def new_readout(self, device: torch.device, dtype: torch.dtype) -> None:
         """Memory and first values for what the readout has to learn. A readout without parameters has nothing to do."""
 
+    def run_native(
+        self, pixel_values: torch.Tensor, hidden_states: bool | int | list[int] | None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The native tower's own output, with the hidden states that are asked for."""
+        return self.tower(pixel_values, output_hidden_states=hidden_states, return_dict=True, **kwargs)
+
     @abstractmethod
     def read_regions(
         self, tokens: torch.Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int], boxes: torch.Tensor
@@ -138,7 +145,7 @@ class WrappedVisionModel(PreTrainedModel, ABC):
         return_dict = kwargs.pop("return_dict", self.config.return_dict)
         asked = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
         needed = asked if boxes is None else with_layer(asked, layer)
-        native = self.tower(pixel_values, output_hidden_states=needed, return_dict=True, **kwargs)
+        native = self.run_native(pixel_values, needed, **kwargs)
         states = native.get("hidden_states")
         output = TowerOutput(
             last_hidden_state=self._trim(native.last_hidden_state),
@@ -154,10 +161,10 @@ class WrappedVisionModel(PreTrainedModel, ABC):
                 output.hidden_states = None
         return output.to_tuple() if return_dict is False else output
 
-    def _checked(self, tokens, grid_hw, input_hw, boxes, region_counts) -> torch.Tensor:
-        """`read_regions` with its arguments checked and padding rows zero."""
+    def _checked(self, tokens, grid_hw, input_hw, boxes, region_counts, read=None) -> torch.Tensor:
+        """`read_regions`, or what stands in for it, with its arguments checked and padding rows zero."""
         counts = check_boxes(boxes, region_counts, tokens.shape[0])
-        embeds = self.read_regions(tokens, grid_hw, input_hw, boxes).to(tokens.dtype)
+        embeds = (read or self.read_regions)(tokens, grid_hw, input_hw, boxes).to(tokens.dtype)
         return embeds * valid_rows(counts, boxes.shape[1])[..., None].to(embeds.dtype)
 
     def _trim(self, tokens: Any) -> Any:

@@ -214,7 +214,7 @@ def test_wrong_recipes_name_the_key(data, override, sentence):
 
 
 def test_the_packaged_recipes_ask_for_their_data_alone():
-    for name in ("rice-nano", "clip-nano", "rice-nano-zoom", "clip-nano-zoom"):
+    for name in ("rice-nano", "clip-nano", "rice-nano-zoom", "clip-nano-zoom", "cloc-nano", "umg-clip-nano"):
         with pytest.raises(UserError, match=r"data(\.records)? is missing"):
             load_recipe(name, PretrainRecipe)
         assert load_recipe(name, PretrainRecipe, ["data.records=x"]).model.size.hidden_size == 192

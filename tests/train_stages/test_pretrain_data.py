@@ -140,7 +140,7 @@ def test_captions_end_in_the_end_token_and_are_padded(cache, tokenizer):
 def test_a_view_without_change_is_the_image():
     pixels = torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8)
     boxes = Boxes([[3, 4, 20, 30]])
-    out, same, kept = random_view(pixels, boxes, STILL, np.random.default_rng(0))
+    out, same, kept, _ = random_view(pixels, boxes, STILL, np.random.default_rng(0))
     assert torch.equal(out, pixels)
     assert same == boxes
     assert kept.tolist() == [0]
@@ -153,7 +153,7 @@ def test_boxes_follow_the_crop(seed, x, y, width, height):
     boxes = Boxes([[x, y, x + width, y + height]])
     pixels = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
     pixels[:, y : y + height, x : x + width] = 255
-    view, moved, kept = random_view(pixels, boxes, AugmentConfig(0.5, 0.0, 0.0), np.random.default_rng(seed))
+    view, moved, kept, _ = random_view(pixels, boxes, AugmentConfig(0.5, 0.0, 0.0), np.random.default_rng(seed))
     assert kept.tolist() == [0]  # a view that loses its only box is given up
     ys, xs = (view[0] > 127).nonzero(as_tuple=True)
     found = [xs.min().item(), ys.min().item(), xs.max().item() + 1, ys.max().item() + 1]
@@ -166,7 +166,7 @@ def test_boxes_less_than_half_visible_are_dropped():
     pixels = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
     dropped = 0
     for _ in range(200):
-        _, moved, kept = random_view(pixels, boxes, AugmentConfig(0.6, 0.0, 0.0), rng)
+        _, moved, kept, _ = random_view(pixels, boxes, AugmentConfig(0.6, 0.0, 0.0), rng)
         assert len(moved) == len(kept) > 0
         scale = (
             (moved.xyxy[list(kept).index(0), 2:] - moved.xyxy[list(kept).index(0), :2]).max() / 16 if 0 in kept else 1
@@ -185,7 +185,7 @@ def test_a_zoomed_view_shows_a_region_whole_and_larger(seed, x, y, width, height
     pixels = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
     pixels[:, y : y + height, x : x + width] = 255
     config = AugmentConfig(1.0, 0.0, 0.0, zoom=1.0, zoom_max=2.0)
-    view, moved, kept = random_view(pixels, boxes, config, np.random.default_rng(seed), side=28)
+    view, moved, kept, _ = random_view(pixels, boxes, config, np.random.default_rng(seed), side=28)
     assert view.shape == (3, 28, 28) and kept.tolist() == [0]
     x1, y1, x2, y2 = moved.xyxy[0]
     assert max(x2 - x1, y2 - y1) >= 28 / 2.0 * 0.85  # the window's side is rounded up to whole pixels
@@ -229,7 +229,7 @@ def test_tags_and_category_make_one_class():
 
 def test_jitter_changes_light_alone():
     pixels = torch.randint(60, 190, (3, SIZE, SIZE), dtype=torch.uint8)
-    view, _, _ = random_view(pixels, Boxes.empty(), AugmentConfig(1.0, 0.2, 0.2), np.random.default_rng(1))
+    view, _, _, _ = random_view(pixels, Boxes.empty(), AugmentConfig(1.0, 0.2, 0.2), np.random.default_rng(1))
     assert not torch.equal(view, pixels)
     assert torch.corrcoef(torch.stack([view.flatten().float(), pixels.flatten().float()]))[0, 1] > 0.999
 

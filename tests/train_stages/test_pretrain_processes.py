@@ -114,15 +114,17 @@ def test_row_sparse_centres_come_back_from_a_checkpoint(in_processes, tmp_path, 
     assert_equal(tmp_path / "resumed", losses, weights, 0.0)
 
 
-@pytest.mark.parametrize("objective", ["clip", "cloc"])
+@pytest.mark.parametrize("objective", ["clip", "cloc", "umg-clip"])
 def test_texts_are_contrasted_with_those_of_all_processes(in_processes, tmp_path, records, objective):
     captions = [caption for record in read_records(records).records for caption in record.captions]
     train_tokenizer(captions, tmp_path / "tokenizer", 512)
-    where = {"clip": "clip", "cloc": "cloc.text"}[objective]
+    where = {"clip": "clip", "cloc": "cloc.text", "umg-clip": "umg_clip.text"}[objective]
     overrides = [
         "train.optimizer=sgd", f"data.tokenizer={tmp_path}/tokenizer",
         f"model.{where}={{embed_dim: 16, text_hidden: 16, text_layers: 1, text_heads: 2}}",
     ]  # fmt: skip
+    if objective == "umg-clip":  # of the tags some are drawn, and the same whatever the number of processes
+        overrides.append("model.umg_clip.loss.tag_negatives=5")
     train(0, 1, tmp_path / "one", records, overrides, name=f"{objective}-nano")
     in_processes(2, train, 2, tmp_path / "two", records, overrides, False, f"{objective}-nano")
     assert_equal(tmp_path / "two", *result(tmp_path / "one"), 1e-5)

@@ -7,6 +7,9 @@ import torch
 from transformers import (
     Aimv2VisionConfig,
     Aimv2VisionModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
@@ -16,6 +19,9 @@ from transformers import (
     MLCDVisionConfig,
     MLCDVisionModel,
     PreTrainedModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -38,6 +44,17 @@ NATIVE = {
     "aimv2": (Aimv2VisionModel, Aimv2VisionConfig, {}),
     "aimv2_native": (Aimv2VisionModel, Aimv2VisionConfig, {"is_native": True}),
 }
+TEXT = {
+    "vocab_size": 20,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 8,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 3,
+}
 BuildNative = Callable[..., PreTrainedModel]
 
 
@@ -54,6 +71,21 @@ def native() -> BuildNative:
         model_class, config_class, own = NATIVE[name]
         config = config_class(**(SIZES | own | fields))
         return enliven(model_class._from_config(config, attn_implementation=attention)).eval()
+
+    return build
+
+
+@pytest.fixture
+def native_pair(native) -> BuildNative:
+    """`native_pair("clip")` or `("siglip")`: a native image-text pair with random weights, end token 3."""
+
+    def build(name: str) -> PreTrainedModel:
+        vision = native(name).config
+        if name == "clip":
+            model = CLIPModel(CLIPConfig(vision_config=vision, text_config=CLIPTextConfig(**TEXT), projection_dim=24))
+        else:
+            model = SiglipModel(SiglipConfig(vision_config=vision, text_config=SiglipTextConfig(**TEXT)))
+        return enliven(model).eval()
 
     return build
 

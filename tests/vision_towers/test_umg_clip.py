@@ -93,14 +93,22 @@ def test_save_and_open(native, tmp_path, name):
     assert describe_tower(model.config).region_readout == "umg_clip"
 
 
-def test_an_adapter_on_the_value_projection_counts(native):
+@pytest.mark.parametrize("target", ["v_proj", "out_proj"])
+def test_an_adapter_on_the_value_path_counts(native, target):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
     model = UmgClipVisionModel.from_native(native("clip"))
-    before = model(images(), BOXES).region_embeds
-    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
-    assert (tuned(images(), boxes=BOXES).region_embeds - before).abs().max() > 1e-3
+    states = model(images(), output_hidden_states=True).hidden_states[-2].detach()
+    before = model.dense_features(states)
+    lora = LoraConfig(r=2, target_modules=[f"tower.encoder.layers.3.self_attn.{target}"], init_lora_weights=False)
+    tuned = get_peft_model(model, lora)
+    # Of the same input to the last block, so that nothing but the value path itself can tell.
+    after = tuned.get_base_model().dense_features(states)
+    assert (after - before).abs().max() > 1e-3
+    after.square().sum().backward()
+    adapters = {name: weight for name, weight in tuned.named_parameters() if weight.requires_grad}
+    assert len(adapters) == 2 and all(weight.grad.any() for weight in adapters.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""CLOC as a task of stage 0: a whole `ClocModel`, on captions and regions with words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..vision_towers import ClocConfig, ClocModel, ClocVisionModel, tower_image_processor
+from .clip_objective import text_config
+from .cloc_data import GroundedCaptionDataset
+from .cloc_objective import ClocObjective
+from .objective_task import Task, parent_run
+from .pixels import PixelCache
+from .pretrain_recipe import PretrainModel, PretrainRecipe
+
+
+def cloc_task(
+    recipe: PretrainRecipe, tower: PreTrainedModel, cache: PixelCache, tokenizer: PreTrainedTokenizerBase
+) -> Task:
+    """The task."""
+    data, settings = recipe.data, recipe.model.cloc
+    dataset = GroundedCaptionDataset(
+        cache, tokenizer, settings.text.max_tokens, data.regions_per_image, data.augment, data.view
+    )
+    if recipe.model.keep_heads:
+        model = ClocModel.from_pretrained(parent_run(recipe.model), dtype=torch.float32)
+    else:
+        model = _new_cloc(recipe.model, tower, len(tokenizer), dataset.tokens.end_id)
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tower_image_processor(model.vision_tower.config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    about = (
+        f"{len(dataset)} of {len(cache)} images have captions or regions with words, {dataset.regions} regions in all"
+    )
+    objective = ClocObjective(model, settings.loss)
+    return Task(objective, dataset, dataset.collate, save, about, tower="model.vision_tower.tower")
+
+
+def _new_cloc(recipe: PretrainModel, tower: Any, vocabulary: int, end_id: int) -> ClocModel:
+    """A `ClocModel` around the native ViT of `tower`, or around `tower` itself when it has a Prompter."""
+    settings, sizes = recipe.cloc, recipe.cloc.text
+    if not isinstance(tower, ClocVisionModel):
+        tower = ClocVisionModel.from_native(
+            tower.to_native(),
+            projection_dim=sizes.embed_dim,
+            prompter_heads=settings.prompter_heads,
+            prompter_pool=settings.prompter_pool,
+            add_token_pos=settings.add_token_pos,
+        )
+    text = text_config(sizes, vocabulary, end_id)
+    model = ClocModel(ClocConfig(vision_config=tower.config, text_config=text))
+    model.vision_tower = tower
+    return model

@@ -1,0 +1,44 @@
+"""A stage 0 ready to run, and what the tasks of all objectives do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..vision_towers import tower_image_processor
+from ..vision_towers.errors import UserError
+from .pretrain_recipe import PretrainModel
+from .region_labels import ObjectClasses
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage ready to run: what the engine takes, and a line for the user about the data."""
+
+    objective: nn.Module
+    dataset: Any
+    collate: Callable[[list], dict[str, torch.Tensor]]
+    save: Callable[[Path], None]
+    about: str
+    tower: str = "tower"  # name of the native or RICE tower in the objective; all else is heads
+    classes: ObjectClasses | None = None
+    before_save: Callable[[], None] = lambda: None
+
+
+def parent_run(model: PretrainModel) -> Path:
+    """The folder of the finished run whose heads are kept."""
+    if model.tower is None or not Path(model.tower).is_dir():
+        raise UserError("model.keep_heads goes on with the heads of a finished run: set model.tower to its folder.")
+    return Path(model.tower)
+
+
+def save_tower(tower: PreTrainedModel, folder: Path) -> None:
+    """The tower with an image processor."""
+    tower.save_pretrained(folder)
+    tower_image_processor(tower.config).save_pretrained(folder)
