@@ -48,13 +48,17 @@ class Merge2x2Projector(nn.Module):
 
 
 class ImageProjector(nn.Module):
-    """Everything between the tower's tokens and the language model, when it is more than LLaVA's MLP."""
+    """Everything between the tower's tokens and the language model, when it is more than LLaVA's MLP.
+
+    Tokens of inner layers have no fixed scale (a norm of hundreds is usual), and a code of positions added to them as
+    they are would be one part in a hundred: so they are normalised first (not in LLaVA).
+    """
 
     def __init__(self, config: RegionLlavaConfig):
         super().__init__()
         width = config.text.hidden_size
         self.merge_size = config.merge_size
-        self.project = Merge2x2Projector(config) if self.merge_size == 2 else LlavaMultiModalProjector(config)
+        self.project = Merge2x2Projector(config) if self.merge_size == 2 else _normed_mlp(config)
         self.position = nn.Linear(CODE_SIZE, width, bias=False) if config.image_position == "sin2d" else None
         self.row_end = nn.Parameter(torch.randn(width) / math.sqrt(width)) if config.row_end else None
 
@@ -74,6 +78,12 @@ class ImageProjector(nn.Module):
             ends = self.row_end.expand(lines.shape[0], rows, 1, -1).to(lines.dtype)
             projected = torch.cat([lines, ends], dim=2).flatten(1, 2)
         return projected
+
+
+def _normed_mlp(config: RegionLlavaConfig) -> nn.Sequential:
+    layers = config.vision_feature_layer
+    width = config.vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
+    return nn.Sequential(nn.LayerNorm(width), LlavaMultiModalProjector(config))
 
 
 def image_token_count(grid_hw: tuple[int, int], merge_size: int, row_end: bool) -> int:

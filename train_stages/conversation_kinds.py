@@ -133,7 +133,7 @@ def point(record: Record, rng: random.Random) -> Iterator[Turn]:
         texts = [text for text in label.texts if is_plain(text)]
         if texts:
             (box,) = Points([label.xy]).to_boxes().clip(record.width, record.height)
-            under = [index for index, region in enumerate(record.regions) if _contains(region.box_xyxy, label.xy)]
+            under = [index for index, region in enumerate(record.regions) if contains(region.box_xyxy, label.xy)]
             answer = canonical_phrase(texts, [record.regions[index] for index in under])
             yield Turn("point", prompts.POINT, (answer,), (box,), frozenset(under))
 
@@ -225,7 +225,7 @@ def is_plain(text: str) -> bool:
     return bool(text.strip()) and not any(marker in text for marker in SPECIAL_TOKENS)
 
 
-def _contains(box: Box, xy: tuple[float, float]) -> bool:
+def contains(box: Box, xy: tuple[float, float]) -> bool:
     x, y = xy
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..mllm.boxes import Boxes, BoxFormat, ImageFrame
 from ..mllm.prompts import REGION_TOKEN
 from ..vision_towers.errors import UserError
-from .conversation_kinds import KINDS, Box, BoxList, Turn, is_plain
+from .conversation_kinds import KINDS, Box, BoxList, Turn, contains, is_plain
 from .records import Record, Region
 
 DEFAULT_MIX: dict[str, float] = {
@@ -91,15 +91,20 @@ def render_turns(turns: Sequence[Turn], box_format: BoxFormat, frame: ImageFrame
 
 
 def text_messages(
-    turns: Sequence[RenderedTurn], box_format: BoxFormat, frame: ImageFrame, scene_text: str = ""
+    turns: Sequence[RenderedTurn],
+    box_format: BoxFormat,
+    frame: ImageFrame,
+    scene_text: str = "",
+    regions: Sequence[Region] = (),
 ) -> list[dict[str, str]]:
     """The conversation for a model that sees no image: chat messages in plain text.
 
-    `scene_text` (see `describe_scene`) stands where `<image>` would stand, and each `<region>` is followed by its box.
+    `scene_text` (see `describe_scene`) stands where `<image>` would stand. Instead of each `<region>` stand the words
+    of that one of `regions`, and its box: so the model learns to take from there what a projected embedding will bring.
     """
     messages: list[dict[str, str]] = []
     for number, turn in enumerate(turns):
-        question = _with_coordinates(turn.question, turn.boxes, box_format, frame)
+        question = _in_words(turn, regions, box_format, frame)
         messages.append({"role": "user", "content": question if number else scene_text + question})
         messages.append({"role": "assistant", "content": turn.answer})
     return messages
@@ -153,8 +158,24 @@ def _all_visible(turn: Turn, frame: ImageFrame) -> bool:
     return len(frame.visible_part(Boxes(boxes))[1]) == len(boxes)
 
 
-def _with_coordinates(question: str, boxes: Sequence[Box], box_format: BoxFormat, frame: ImageFrame) -> str:
-    first, *rest = question.split(REGION_TOKEN)
+def _in_words(turn: RenderedTurn, regions: Sequence[Region], box_format: BoxFormat, frame: ImageFrame) -> str:
+    first, *rest = turn.question.split(REGION_TOKEN)
     return first + "".join(
-        f"{REGION_TOKEN} {box_format.write(Boxes([box]), frame)}{text}" for box, text in zip(boxes, rest, strict=True)
+        f"{_words_at(box, regions)} {box_format.write(Boxes([box]), frame)}{text}"
+        for box, text in zip(turn.boxes, rest, strict=True)
     )
+
+
+def _words_at(box: Box, regions: Sequence[Region]) -> str:
+    """The words of the region with this box, or of the smallest one around its middle (a box around a point);
+    `<region>` where nothing has words."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    named = [region for region in regions if is_plain(region_words(region))]
+    around = [region for region in named if region.box_xyxy == box]
+    around = around or sorted((region for region in named if contains(region.box_xyxy, (x, y))), key=_area)
+    return region_words(around[0]) if around else REGION_TOKEN
+
+
+def _area(region: Region) -> float:
+    x1, y1, x2, y2 = region.box_xyxy
+    return (x2 - x1) * (y2 - y1)

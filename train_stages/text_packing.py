@@ -64,7 +64,9 @@ class ConversationTexts:
         shown = describe_scene(record, rng, self.box_format, frame) if rng.random() < self.scene_text else ""
         if not turns:
             return None
-        messages = [message["content"] for message in text_messages(turns, self.box_format, frame, shown)]
+        messages = [
+            message["content"] for message in text_messages(turns, self.box_format, frame, shown, record.regions)
+        ]
         pairs = list(zip(messages[::2], messages[1::2], strict=True))
         ids: list[int] = []
         answers: list[bool] = []

@@ -9,6 +9,7 @@ from regiontower.mllm.boxes import BOX_FORMATS, Boxes, ImageFrame, box_format
 from regiontower.train_stages.conversation_kinds import KINDS, BoxList, Turn, canonical_phrase, reading_order
 from regiontower.train_stages.conversations import (
     DEFAULT_MIX,
+    RenderedTurn,
     corpus_texts,
     describe_scene,
     render_turns,
@@ -306,12 +307,26 @@ def test_text_messages_stand_for_the_image():
             "[0, 750, 1000, 1000] grass",
         ]
     )
-    messages = text_messages(render_turns([reading, compare], INT1000, frame), INT1000, frame, scene)
+    rendered = render_turns([reading, compare], INT1000, frame)
+    messages = text_messages(rendered, INT1000, frame, scene, record.regions)
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
-    assert messages[0]["content"] == scene + "Read <region> [500, 500, 750, 700]."
+    assert messages[0]["content"] == scene + 'Read red sign "apple" [500, 500, 750, 700].'
     assert messages[1]["content"] == "apple"
-    for box in ("<region> [0, 100, 150, 400]", "<region> [500, 500, 750, 700]"):
-        assert box in messages[2]["content"]
+    for words in ("red star [0, 100, 150, 400]", 'red sign "apple" [500, 500, 750, 700]'):
+        assert words in messages[2]["content"]
+    without = text_messages(rendered, INT1000, frame)
+    assert without[0]["content"] == "Read <region> [500, 500, 750, 700]."
+
+
+def test_a_point_has_the_words_of_the_smallest_region_around_it():
+    inner = Region(box_xyxy=(20, 20, 30, 30), category="button")
+    outer = Region(box_xyxy=(0, 0, 60, 60), category="coat")
+    turn = RenderedTurn("What is at <region>? And at <region>?", ((22, 22, 27, 27), (52, 2, 57, 7)), "a button, a coat")
+    frame = ImageFrame.identity((100, 100))
+    (asked, _) = text_messages([turn], INT1000, frame, regions=[outer, inner])
+    assert asked["content"] == "What is at button [220, 220, 270, 270]? And at coat [520, 20, 570, 70]?"
+    (asked, _) = text_messages([turn], INT1000, frame, regions=[inner])
+    assert asked["content"].endswith("And at <region> [520, 20, 570, 70]?")
 
 
 def test_corpus_holds_every_text(records):
