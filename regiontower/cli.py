@@ -165,20 +165,57 @@ def probe(
         Path | None, typer.Option("--test", help="Records they are tested on; by their split when absent.")
     ] = None,
     labels: Annotated[str, typer.Option(help="What a class is: category, tags or cluster.")] = "category",
-    readout: Annotated[str, typer.Option(help="Comma separated: own, roi, value, crops.")] = "own",
+    readout: Annotated[str, typer.Option(help="Comma separated: own, roi, value, map, crops.")] = "own",
     side: Annotated[int | None, typer.Option(min=1, help="Pixels of the input; the tower's own when absent.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Of a rice run's text centres, to read by them.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for probe.json and pictures.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of a rice run's text centres, to read by them; of --lit-steps' text tower.")
+    ] = None,
+    lit_steps: Annotated[
+        int | None, typer.Option(min=1, help="Train a text tower on the frozen regions for so many steps.")
+    ] = None,
+    detect_steps: Annotated[
+        int | None, typer.Option(min=1, help="Train a detector on the frozen tokens for so many steps.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="A COCO-box protocol over --data instead: clipself-macc or fgclip-acc.")
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="Prompt templates of --protocol, one a line; a short list of ours when absent.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures as JSON, and pictures.")] = None,
     format_: RecordFormat = "records",
     image_root: ImageRoot = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
     """Measure the regions of a frozen tower: neighbours, linear classes, reading, and texts where it knows them."""
-    from .eval.probe import ProbeConfig, probe_table
+    from .eval.probe import (
+        CocoBoxConfig,
+        DetectConfig,
+        LitConfig,
+        ProbeConfig,
+        classify_coco_boxes,
+        coco_box_table,
+        probe_table,
+        read_templates,
+    )
     from .eval.probe import probe as run
+    from .vision_towers import UserError
 
-    config = ProbeConfig(labels, tuple(name.strip() for name in readout.split(",")), side)  # pyright: ignore
+    readouts = tuple(name.strip() for name in readout.split(","))
+    if protocol is not None:
+        if labels != "category" or any(given is not None for given in (test, tokenizer, lit_steps, detect_steps)):
+            raise UserError("a protocol takes categories and learns nothing: --data and --readout are all it needs.")
+        known = {} if templates is None else {"templates": read_templates(templates)}
+        asked = CocoBoxConfig(protocol, readouts, side, **known)  # pyright: ignore
+        found = classify_coco_boxes(tower, data, asked, out=out, format=format_, image_root=image_root, device=device)
+        _report(found, json_, coco_box_table(found))
+        return
+    if templates is not None:
+        raise UserError("prompt templates belong to a protocol; give --protocol, too.")
+    lit = None if lit_steps is None else LitConfig(lit_steps)
+    detect = None if detect_steps is None else DetectConfig(detect_steps)
+    config = ProbeConfig(labels, readouts, side, lit=lit, detect=detect)  # pyright: ignore
     results = run(
         tower,
         data,

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..mllm.boxes import Boxes, ImageFrame, mean_colour
-from ..vision_towers import describe_tower, encode_regions
+from ..vision_towers import UserError, describe_tower, encode_regions
 from .augment import cut_square, square_around
 from .normalise import PixelNorm
 from .pixels import PixelCache
@@ -82,7 +82,10 @@ def crop_features(
     total = sum(map(len, boxes))
     for _ in tqdm(range(0, total, batch_size), progress, unit="batch", disable=progress is None):
         batch = torch.stack(list(islice(source, batch_size))).to(device)
-        done.append(tower(norm(batch)).pooler_output.float())
+        pooled = tower(norm(batch)).pooler_output
+        if pooled is None:
+            raise UserError(f"crops are read by a tower's pooled output, and this {tower.config.model_type} has none.")
+        done.append(pooled.float())
     features = torch.cat(done) if done else torch.empty(0, spec.hidden_size)
     yield from features.split([len(of_image) for of_image in boxes])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ...train_stages.conversations import region_words
 from ...train_stages.records import Record
 from ...train_stages.region_labels import NO_CLASS, ObjectClasses
 
@@ -29,5 +30,20 @@ def text_labels(words: Sequence[str]) -> Callable[[Record], list[int]]:
 
     def labels(record: Record) -> list[int]:
         return [ids.get(region.ocr or "", NO_CLASS) for region in record.regions]
+
+    return labels
+
+
+def words_of(records: Sequence[Record]) -> list[str]:
+    """The distinct words of regions (`region_words`: tags, category, transcript), sorted."""
+    return sorted({text for record in records for region in record.regions if (text := region_words(region))})
+
+
+def word_labels(words: Sequence[str]) -> Callable[[Record], list[int]]:
+    """The place of every region's words in `words`; `NO_CLASS` for those that are not there."""
+    ids = {word: number for number, word in enumerate(words)}
+
+    def labels(record: Record) -> list[int]:
+        return [ids.get(region_words(region), NO_CLASS) for region in record.regions]
 
     return labels

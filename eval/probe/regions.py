@@ -17,35 +17,40 @@ from ...train_stages.region_features import crop_features, region_features
 from ...train_stages.region_labels import NO_CLASS
 from ...vision_towers import RoiVisionModel, UmgClipVisionModel, UserError
 
-BATCH = 64
+BATCH = 64  # images or crops of up to `BATCH_SIDE` px at a time; larger ones are fewer
+BATCH_SIDE = 336
 
 Labels = Callable[[Record], Sequence[int]]
-Reader = Callable[[PixelCache, Sequence[int], Sequence[Boxes], int, str], Iterator[Tensor]]
+Reader = Callable[[PixelCache, Sequence[int], Sequence[Boxes], int, str | None], Iterator[Tensor]]
 
 
-def _of(tower: PreTrainedModel) -> Reader:
-    return lambda cache, rows, boxes, batch, progress: region_features(tower, cache, rows, boxes, batch, progress)
-
-
-def _crops(tower: PreTrainedModel) -> Reader:
-    return lambda cache, rows, boxes, batch, progress: crop_features(tower, cache, rows, boxes, batch, progress)
-
-
-# Name -> how regions are read out of a tower: its own way; RoIAlign of its tokens; RoIAlign of the features on the
-# value path of its last block (MaskCLIP, CLIPSelf); or one pass of the tower for every region, cut out and enlarged.
-READOUTS: dict[str, Callable[[PreTrainedModel], Reader]] = {
-    "own": _of,
-    "roi": lambda tower: _of(RoiVisionModel.from_native(native(tower))),
-    "value": lambda tower: _of(UmgClipVisionModel.from_native(native(tower), pooling="value")),
-    "crops": _crops,
+# Name -> the tower that reads regions so: its own way; RoIAlign of its tokens; RoIAlign of the features on the value
+# path of its last block (MaskCLIP, CLIPSelf), or of its pooling head with every patch as a query (FG-CLIP 2).
+_TOWERS: dict[str, Callable[[PreTrainedModel], PreTrainedModel]] = {
+    "own": lambda tower: tower,
+    "roi": lambda tower: RoiVisionModel.from_native(native(tower)),
+    "value": lambda tower: UmgClipVisionModel.from_native(native(tower), pooling="value"),
+    "map": lambda tower: UmgClipVisionModel.from_native(native(tower), pooling="map"),
 }
+# And one pass of the tower for every region, cut out and enlarged.
+CROPS = "crops"
+READOUTS = (*_TOWERS, CROPS)
 
 
 def reader(tower: PreTrainedModel, readout: str) -> Reader:
-    """How `readout` (a key of `READOUTS`) reads regions out of `tower`. Raises UserError where that cannot be."""
-    if readout not in READOUTS:
+    """How `readout` (one of `READOUTS`) reads regions out of `tower`. Raises UserError where that cannot be."""
+    if readout == CROPS:
+        return lambda cache, rows, boxes, batch, progress: crop_features(tower, cache, rows, boxes, batch, progress)
+    by = reading_tower(tower, readout)
+    return lambda cache, rows, boxes, batch, progress: region_features(by, cache, rows, boxes, batch, progress)
+
+
+def reading_tower(tower: PreTrainedModel, readout: str) -> PreTrainedModel:
+    """The tower, on the same weights, whose region embeddings `readout` gives; "crops" has none of its own. Raises
+    UserError where that cannot be."""
+    if readout not in _TOWERS:
         raise UserError(f"there is no readout {readout!r}; choose among {', '.join(READOUTS)}.")
-    return READOUTS[readout](tower)
+    return _TOWERS[readout](tower)
 
 
 def native(tower: PreTrainedModel) -> PreTrainedModel:
@@ -67,10 +72,17 @@ class ProbeRegions:
         return len(self.classes)
 
 
-def labelled_regions(read: Reader, cache: PixelCache, labels: Labels, most: int | None = None) -> ProbeRegions:
+def labelled_regions(
+    read: Reader,
+    cache: PixelCache,
+    labels: Labels,
+    most: int | None = None,
+    progress: str | None = "features of regions",
+) -> ProbeRegions:
     """The regions of `cache` whose class in `labels` is not `NO_CLASS`, images in order.
 
-    most: stop after the image with which so many regions are reached; None: never.
+    most: stop after the image with which so many regions are reached; None: never. progress: what a progress bar says;
+    None: no bar.
     """
     rows: list[int] = []
     boxes: list[Boxes] = []
@@ -87,6 +99,7 @@ def labelled_regions(read: Reader, cache: PixelCache, labels: Labels, most: int 
             break
     if not rows:
         return ProbeRegions(np.zeros((0, 1), dtype=np.float32), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
-    features = torch.cat(list(read(cache, rows, boxes, BATCH, "features of regions")))
+    batch = max(1, min(BATCH, BATCH * BATCH_SIDE**2 // cache.pixels.shape[-1] ** 2))
+    features = torch.cat(list(read(cache, rows, boxes, batch, progress)))
     images = np.repeat(rows, [len(of_image) for of_image in boxes])
     return ProbeRegions(features.cpu().numpy(), np.concatenate(classes), images)

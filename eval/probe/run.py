@@ -19,11 +19,17 @@ from ...train_stages.region_labels import ObjectClasses, ObjectLabels, open_toke
 from ...vision_towers import TowerSpec, UserError, describe_tower
 from ...vision_towers.packaged import model_source
 from .classify import Share, linear, majority, nearest_neighbours
-from .labels import object_labels, text_labels, transcripts
+from .detection import DetectConfig, detection, detection_line
+from .labels import object_labels, text_labels, transcripts, word_labels, words_of
+from .lit import LitConfig, lit_texts
+from .mask_regions import dense_tower, mask_regions
 from .pictures import pca_sheet, similarity_sheet
 from .reading import read_by_tokens, text_centres
-from .regions import labelled_regions, reader
-from .text_side import TextSide, open_with_texts
+from .regions import ProbeRegions, Reader, labelled_regions, reader
+from .table import figure_lines
+from .table import rows as json_rows
+from .text_side import RegionTexts, TextSide, open_with_texts
+from .views import checked_side
 from .zero_shot import image_retrieval, located, region_retrieval, zero_shot_classes
 
 PICTURES = 6
@@ -31,14 +37,16 @@ PICTURES = 6
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """labels: what a class is: "category", "tags" (tags and category) or "cluster". readouts: keys of
+    """labels: what a class is: "category", "tags" (tags and category) or "cluster". readouts: of
     `regions.READOUTS`. side: pixels of the letterboxed square; the tower's own when absent. train_regions: most regions
-    that classifiers learn from."""
+    that classifiers learn from. lit: train a text tower for each readout; detect: train a detector; None: do not."""
 
     labels: ObjectLabels = "category"
     readouts: tuple[str, ...] = ("own",)
     side: int | None = None
     train_regions: int = 30_000
+    lit: LitConfig | None = None
+    detect: DetectConfig | None = None
 
 
 def probe(
@@ -60,25 +68,30 @@ def probe(
         data: region records that classifiers learn from. test: records they are tested on; without it, the records of
             `data` whose `split` is not "train", or every fifth one where no record says its split.
         out: folder for `probe.json` and pictures; nothing is written without it.
-        tokenizer: of the text centres of a rice run; reading by them is left out without it.
+        tokenizer: of the text centres of a rice run, reading by them is left out without it; and of the text tower that
+            `config.lit` trains.
     Returns:
         `{"tower", "labels", "classes", "readouts": {readout: {figure: {"value", "n", "ci95", ...}}}, "images": {...}}`.
         Figures of a readout: `majority`, `knn`, `linear` (top-1 of objects), `reading_linear` (top-1 of transcripts
-        that training has), and, where the tower has them, `reading_tokens`, `zero_shot`, `text_to_region_r1` ...; of
-        whole images: `image_to_text_r1` ..., `text_box_acc50`.
+        that training has), and, where the tower has them, `reading_tokens`, `zero_shot`, `zero_shot_masks`,
+        `text_to_region_r1` ..., and with `config.lit` `lit_zero_shot`, `lit_text_to_region_r1` ...; of whole images:
+        `image_to_text_r1` ..., `text_box_acc50`. With `config.detect` also `detection`, as `detection.detection` says.
     Raises:
         UserError: a tower, data or readout that cannot work.
     """
     config = config or ProbeConfig()
+    if config.lit is not None and tokenizer is None:
+        raise UserError("a text tower is trained on the tokens of a tokenizer; give --tokenizer.")
     model, side = open_with_texts(tower, resolve_device(device))
     readers = {name: reader(model, name) for name in config.readouts}  # says now what it cannot read
     spec = describe_tower(model.config)
-    known, asked = _caches(data, test, format, image_root, config.side or spec.image_size, spec)
+    known, asked = _caches(data, test, format, image_root, checked_side(config.side, spec), spec)
     classes = ObjectClasses.of(known.records, config.labels, stuff=True)
     words = transcripts(known.records)
     every_word = transcripts([*known.records, *asked.records])
+    vocabulary = words_of(known.records)
     centres = text_centres(model_source(tower))
-    token_reader = None if centres is None or tokenizer is None else open_tokenizer(tokenizer)
+    tokens = None if tokenizer is None else open_tokenizer(tokenizer)
 
     rows: dict[str, dict[str, Share]] = {}
     for name, read in readers.items():
@@ -92,24 +105,42 @@ def probe(
             "linear": linear(train, held_out),
             "reading_linear": linear(texts, labelled_regions(read, asked, text_labels(words))),
         }
-        if token_reader is not None and centres is not None and name == "own":
+        if tokens is not None and centres is not None and name == "own":
             read_texts = labelled_regions(read, asked, text_labels(every_word))
-            rows[name]["reading_tokens"] = read_by_tokens(read_texts, every_word, centres, token_reader)
+            rows[name]["reading_tokens"] = read_by_tokens(read_texts, every_word, centres, tokens)
         if side is not None and name in side.regions:
-            rows[name]["zero_shot"] = zero_shot_classes(held_out, classes.names, side, name)
-            rows[name] |= region_retrieval(read, asked, side, name)
+            rows[name] |= _against_texts(name, read, held_out, asked, classes.names, side)
+            dense = dense_tower(model, name)
+            if dense is not None:
+                masked = mask_regions(dense, asked, labels)
+                rows[name]["zero_shot_masks"] = zero_shot_classes(masked, classes.names, side, name)
+        if config.lit is not None and tokens is not None:
+            named = labelled_regions(read, known, word_labels(vocabulary), config.train_regions)
+            lit = lit_texts(named, vocabulary, tokens, name, config.lit, model.device)
+            found = _against_texts(name, read, held_out, asked, classes.names, lit)
+            rows[name] |= {f"lit_{figure}": value for figure, value in found.items()}
     results = {
         "tower": str(tower),
         "labels": config.labels,
         "classes": len(classes),
         "train_images": len(known),
         "test_images": len(asked),
-        "readouts": {name: _json(found) for name, found in rows.items()},
-        "images": _json(_of_images(model, asked, side)),
+        "readouts": {name: json_rows(found) for name, found in rows.items()},
+        "images": json_rows(_of_images(model, asked, side)),
     }
+    if config.detect is not None:
+        things = ObjectClasses.of(known.records, config.labels, stuff=False)
+        results["detection"] = detection(model, known, asked, things, config.detect)
     if out is not None:
         _write(Path(out), results, model, asked)
     return results
+
+
+def _against_texts(
+    readout: str, read: Reader, objects: ProbeRegions, cache: PixelCache, names: Sequence[str], side: RegionTexts
+) -> dict[str, Share]:
+    found = {"zero_shot": zero_shot_classes(objects, names, side, readout)}
+    return found | region_retrieval(read, cache, side, readout)
 
 
 def _of_images(model: PreTrainedModel, cache: PixelCache, side: TextSide | None) -> dict[str, Share]:
@@ -120,16 +151,7 @@ def _of_images(model: PreTrainedModel, cache: PixelCache, side: TextSide | None)
     return found if side.locate is None else found | {"text_box_acc50": located(cache, side, spec, model.device)}
 
 
-def _json(found: dict[str, Share]) -> dict[str, Any]:
-    return {name: value.row() for name, value in found.items() if value.n}
-
-
 def _caches(data, test, format: str, image_root, side: int, spec: TowerSpec) -> tuple[PixelCache, PixelCache]:
-    if side % spec.patch_size or (side != spec.image_size and not spec.any_resolution):
-        raise UserError(
-            f"this tower cannot take {side} px: its patches have {spec.patch_size} px, and its own size is "
-            f"{spec.image_size} px."
-        )
     records = read_records(data, format, image_root)
     known, asked = (records, read_records(test, format, image_root)) if test is not None else split(records)
     fill = mean_colour(spec.image_mean)
@@ -159,16 +181,9 @@ def _write(out: Path, results: dict[str, Any], model: PreTrainedModel, cache: Pi
 
 def probe_table(results: dict[str, Any]) -> str:
     """The figures in lines, for reading."""
-    lines = [
+    head = (
         f"{results['tower']}: {results['classes']} classes ({results['labels']}), "
         f"{results['train_images']} images to learn from, {results['test_images']} to be tested on"
-    ]
-    sections: Sequence[tuple[str, dict[str, Any]]] = [*results["readouts"].items(), ("images", results["images"])]
-    for section, figures in sections:
-        for name, found in figures.items():
-            low, high = found["ci95"]
-            mean = f", class mean {found['class_mean']:.3f}" if "class_mean" in found else ""
-            lines.append(
-                f"{section:7s} {name:20s} {found['value']:.3f} [{low:.3f}, {high:.3f}]{mean}  n = {found['n']}"
-            )
-    return "\n".join(lines)
+    )
+    lines = [head, *figure_lines({**results["readouts"], "images": results["images"]})]
+    return "\n".join([*lines, *([detection_line(results["detection"])] if "detection" in results else [])])

@@ -15,39 +15,33 @@ from ...mllm.boxes import Boxes
 from ...train_stages.conversations import region_words
 from ...train_stages.normalise import PixelNorm
 from ...train_stages.pixels import PixelCache
-from ...train_stages.records import Record
-from ...train_stages.region_labels import NO_CLASS
 from ...vision_towers import TowerSpec
 from .classify import Share, share
+from .labels import word_labels, words_of
 from .regions import BATCH, ProbeRegions, Reader, labelled_regions
-from .text_side import TextSide
+from .text_side import RegionTexts, TextSide
 
 RANKS = (1, 5, 10)
 
 
-def zero_shot_classes(regions: ProbeRegions, names: Sequence[str], side: TextSide, readout: str) -> Share:
+def zero_shot_classes(regions: ProbeRegions, names: Sequence[str], side: RegionTexts, readout: str) -> Share:
     """Share of regions whose nearest class name, by cosine, is theirs. names: of the classes, by number."""
     if not len(regions):
         return Share(None, 0, None)
-    similarity = _in_space(regions, side, readout) @ _unit(side.texts(names)).T
+    similarity = in_space(regions, side, readout) @ unit(side.texts(names)).T
     return share(similarity.argmax(dim=1).numpy() == regions.classes, regions.images, regions.classes)
 
 
-def region_retrieval(read: Reader, cache: PixelCache, side: TextSide, readout: str) -> dict[str, Share]:
+def region_retrieval(read: Reader, cache: PixelCache, side: RegionTexts, readout: str) -> dict[str, Share]:
     """R@k both ways between all regions with words and their distinct words: whether something with the same words is
     among the k nearest. Keys `text_to_region_r1` ..., `region_to_text_r1` ..."""
-    words = sorted({text for record in cache.records for region in record.regions if (text := region_words(region))})
+    words = words_of(cache.records)
     if not words:
         return {}
-    ids = {word: number for number, word in enumerate(words)}
-
-    def labels(record: Record) -> list[int]:
-        return [ids.get(region_words(region), NO_CLASS) for region in record.regions]
-
-    regions = labelled_regions(read, cache, labels)
+    regions = labelled_regions(read, cache, word_labels(words))
     occurring = np.unique(regions.classes)
-    seen = _in_space(regions, side, readout)
-    texts = _unit(side.texts([words[i] for i in occurring]))
+    seen = in_space(regions, side, readout)
+    texts = unit(side.texts([words[i] for i in occurring]))
     # A text stands in no single image: each is a row of its own.
     forth = _recall(texts @ seen.T, occurring, regions.classes, np.arange(len(occurring)))
     back = _recall(seen @ texts.T, regions.classes, occurring, regions.images)
@@ -72,7 +66,7 @@ def image_retrieval(cache: PixelCache, side: TextSide, spec: TowerSpec, device: 
     for start in tqdm(range(0, len(rows), BATCH), "images for retrieval", unit="batch"):
         pixels = torch.from_numpy(cache.pixels[rows[start : start + BATCH]]).to(device)
         found.append(side.images(norm(pixels)).float())
-    images, texts = _unit(torch.cat(found)), _unit(side.texts(list(ids)))
+    images, texts = unit(torch.cat(found)), unit(side.texts(list(ids)))
     forth = _recall(images @ texts.T, labels, np.arange(len(ids)), np.array(rows))
     back = _recall(texts @ images.T, np.arange(len(ids)), labels, np.arange(len(ids)))
     return {f"image_to_text_{name}": value for name, value in forth.items()} | {
@@ -109,15 +103,17 @@ def located(cache: PixelCache, side: TextSide, spec: TowerSpec, device: torch.de
     return share(np.array(right), np.array(images))
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length 1, float32, on the CPU."""
     return F.normalize(rows.float().cpu(), dim=-1)
 
 
-def _in_space(regions: ProbeRegions, side: TextSide, readout: str) -> Tensor:
+def in_space(regions: ProbeRegions, side: RegionTexts, readout: str) -> Tensor:
+    """The regions `(N, J)` in the space of the texts, of length 1, on the CPU."""
     with torch.inference_mode():
         project = side.regions[readout]
         device = side.texts(["a"]).device
-        return _unit(project(torch.from_numpy(regions.features).to(device)))
+        return unit(project(torch.from_numpy(regions.features).to(device)))
 
 
 def _recall(similarity: Tensor, asked: np.ndarray, there: np.ndarray, images: np.ndarray) -> dict[str, Share]:

@@ -61,5 +61,5 @@ def test_reading_stops_after_enough_regions_and_takes_none_for_none(rice_tower, 
 
 
 def test_an_unknown_readout_names_the_others(rice_tower):
-    with pytest.raises(UserError, match="own, roi, value, crops"):
+    with pytest.raises(UserError, match="own, roi, value, map, crops"):
         reader(rice_tower, "magic")

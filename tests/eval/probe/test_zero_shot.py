@@ -132,14 +132,14 @@ def test_a_cloc_run_brings_texts_and_prompts(cloc_folder, cache):
     def tell(pixels, texts):
         return torch.tensor([region.box_xyxy for region in next(truth).regions]).flip(-1) * torch.tensor([0.0])
 
-    empty = located(cache, TextSide(side.texts, side.images, {}, tell), spec, tower.device)
+    empty = located(cache, TextSide(side.texts, {}, side.images, tell), spec, tower.device)
     assert empty.value == 0  # boxes without area are no boxes
     truth = iter(cache.records)
 
     def know(pixels, texts):
         return torch.tensor([region.box_xyxy for region in next(truth).regions])
 
-    assert located(cache, TextSide(side.texts, side.images, {}, know), spec, tower.device).value == 1
+    assert located(cache, TextSide(side.texts, {}, side.images, know), spec, tower.device).value == 1
 
 
 def test_a_tower_without_texts_has_none(rice_tower, tmp_path):

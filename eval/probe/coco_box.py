@@ -1,0 +1,227 @@
+"""The two protocols of "COCO box classification", which have one name in the literature and are not comparable.
+
+`clipself-macc` (CLIPSelf, arXiv 2310.01403): panoptic records, things and stuff. Every category is a candidate; regions
+whose box has an area of 8^2 to 1024^2 px; the longest side of an image at 1024 px, the rest of the square black. Mean
+over classes of top-1 and top-5: boxes of things, masks of things, masks of stuff, and things cut out with their box
+enlarged 1.5 times.
+
+`fgclip-acc` (FG-CLIP, arXiv 2505.05071): instances. The categories of things are the candidates, boxes of any size, the
+whole image at the tower's size. Share of all boxes, top-1 and top-5.
+
+Texts of both are means over prompt templates. Not known to us, and therefore ours: where the padding lies (the image is
+centred), in which pixels boxes are measured (the original's), that stuff is filtered by the same rule, how a crop gets
+its square (padded), and that the whole image of `fgclip-acc` is stretched to its square.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ...mllm.load import resolve_device
+from ...train_stages.pixels import PixelCache
+from ...train_stages.record_io import RecordSet, read_records
+from ...train_stages.records import Record, Region
+from ...train_stages.region_labels import NO_CLASS
+from ...vision_towers import TowerSpec, UserError, describe_tower
+from .classify import Share
+from .enlarged_crops import enlarged_crops
+from .mask_regions import dense_tower, mask_regions
+from .prompts import TEMPLATES, class_texts
+from .ranked import class_mean_top, micro_top, ranks
+from .regions import CROPS, Labels, ProbeRegions, labelled_regions, reader
+from .table import figure_lines
+from .table import rows as json_rows
+from .text_side import open_with_texts
+from .views import checked_side, stretched
+from .zero_shot import in_space
+
+Protocol = Literal["clipself-macc", "fgclip-acc"]
+CLIPSELF, FGCLIP = "clipself-macc", "fgclip-acc"
+
+MIN_AREA, MAX_AREA = 8**2, 1024**2  # px^2 of the original image, both included
+CLIPSELF_SIDE = 1024
+ENLARGED = 1.5
+BLACK = (0, 0, 0)
+IMAGES_AT_ONCE = 128  # decoded ones in memory: 400 MB at 1024 px
+
+
+@dataclass(frozen=True)
+class CocoBoxConfig:
+    """readouts: of `regions.READOUTS`, those that lie in the space of the texts; not "crops". side: pixels of the
+    square; when absent the protocol's, or the tower's own where it takes no other. templates: with a `{}` each."""
+
+    protocol: Protocol
+    readouts: tuple[str, ...] = ("own",)
+    side: int | None = None
+    templates: tuple[str, ...] = TEMPLATES
+
+
+def classify_coco_boxes(
+    tower: str | Path,
+    data: str | Path,
+    config: CocoBoxConfig,
+    *,
+    out: str | Path | None = None,
+    format: str = "records",
+    image_root: str | Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Classify the regions of `data` by a protocol; nothing is learned.
+
+    Args:
+        tower: with texts, as in `open_with_texts`.
+        data: region records with categories; `stuff` tells stuff (and crowds) from things, masks are optional.
+        out: folder for `PROTOCOL.json`; nothing is written without it.
+    Returns:
+        `{"tower", "protocol", "side", "classes", "templates", "images", "readouts": {readout: {figure: {"value", "n",
+        "ci95"}}}}`. Figures of `clipself-macc`, means over classes: `things_boxes_top1`, `things_masks_top1`,
+        `stuff_masks_top1`, and of the readout `crops` `things_crops_top1`; of `fgclip-acc`, shares of all boxes:
+        `boxes_top1`; each also as top5. Masks are read where the readout has dense features, crops where the pooled
+        output lies in the space of the texts.
+    Raises:
+        UserError: a tower without texts, a readout outside of their space, a protocol that there is not, or records
+            without a category.
+    """
+    if config.protocol not in _LOOKS:
+        raise UserError(f"there is no protocol {config.protocol!r}; choose {' or '.join(_LOOKS)}.")
+    model, side = open_with_texts(tower, resolve_device(device))
+    if side is None:
+        raise UserError(f"{str(tower)!r} has no texts to compare regions with; a protocol needs a tower with texts.")
+    usable = [name for name in side.regions if name != CROPS]
+    for name in config.readouts:
+        if name not in usable:
+            raise UserError(f"a protocol cannot read by {name!r}; this tower's texts go with {', '.join(usable)}.")
+    records = read_records(data, format, image_root)
+    names = candidates(records.records, config.protocol)
+    spec = describe_tower(model.config)
+    pixels = checked_side(config.side or protocol_side(config.protocol, spec), spec)
+    texts = class_texts(side.texts, names, config.templates)
+    rows: dict[tuple[str, str], list[_Ranked]] = {}
+    with tqdm(total=len(records), desc=config.protocol, unit="img") as bar:
+        for start in range(0, len(records), IMAGES_AT_ONCE):
+            part = replace(records, records=records.records[start : start + IMAGES_AT_ONCE])
+            seen = _LOOKS[config.protocol](model, part, names, pixels, config.readouts, CROPS in side.regions)
+            for (readout, what), regions in seen.items():
+                if len(regions):
+                    ranked = ranks(in_space(regions, side, readout) @ texts.T, regions.classes)
+                    found = _Ranked(ranked, regions.images + start, regions.classes)
+                    rows.setdefault((readout, what), []).append(found)
+            bar.update(len(part))
+    figures: dict[str, dict[str, Share]] = {}
+    for (readout, what), found in rows.items():
+        of_all = _figures(found, config.protocol)
+        figures.setdefault(readout, {}).update({f"{what}_{name}": value for name, value in of_all.items()})
+    results = {
+        "tower": str(tower),
+        "protocol": config.protocol,
+        "side": pixels,
+        "classes": len(names),
+        "templates": len(config.templates),
+        "images": len(records),
+        "readouts": {name: json_rows(found) for name, found in figures.items()},
+    }
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(results, indent=2) + "\n"
+        (Path(out) / f"{config.protocol}.json").write_text(text, encoding="utf-8")
+    return results
+
+
+def coco_box_table(results: dict[str, Any]) -> str:
+    """The figures in lines, for reading."""
+    head = (
+        f"{results['tower']}: {results['protocol']} at {results['side']} px, {results['classes']} classes by "
+        f"{results['templates']} templates, {results['images']} images"
+    )
+    return "\n".join([head, *figure_lines(results["readouts"])])
+
+
+def candidates(records: Sequence[Record], protocol: Protocol) -> list[str]:
+    """The classes that a region may have, sorted: all categories that occur, or with `fgclip-acc` those of things.
+    Raises UserError when there is none."""
+    regions = [region for record in records for region in record.regions if protocol == CLIPSELF or not region.stuff]
+    names = sorted({region.category for region in regions if region.category is not None})
+    if not names:
+        raise UserError("no region of the records has a category; a protocol needs them.")
+    return names
+
+
+def in_area(region: Region) -> bool:
+    """Whether the area of its box is in [8^2, 1024^2] px of the original image."""
+    x0, y0, x1, y1 = region.box_xyxy
+    return MIN_AREA <= (x1 - x0) * (y1 - y0) <= MAX_AREA
+
+
+def labels_of(names: Sequence[str], *, stuff: bool, wanted: Callable[[Region], bool] = lambda region: True) -> Labels:
+    """The place of the category in `names` of things, or of stuff; `NO_CLASS` for the rest and what is not `wanted`."""
+    ids: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+
+    def labels(record: Record) -> list[int]:
+        return [
+            ids.get(region.category, NO_CLASS) if region.stuff == stuff and wanted(region) else NO_CLASS
+            for region in record.regions
+        ]
+
+    return labels
+
+
+# Regions by the readout that read them and by what they are, for some of the images.
+Seen = dict[tuple[str, str], ProbeRegions]
+
+
+def _clipself(
+    model: PreTrainedModel, part: RecordSet, names: list[str], pixels: int, readouts: Sequence[str], crops: bool
+) -> Seen:
+    cache = PixelCache.build(part, pixels, fill=BLACK, progress=False)
+    things = labels_of(names, stuff=False, wanted=in_area)
+    stuff = labels_of(names, stuff=True, wanted=in_area)
+    found: Seen = {}
+    for name in readouts:
+        found[name, "things_boxes"] = labelled_regions(reader(model, name), cache, things, progress=None)
+        dense = dense_tower(model, name)
+        if dense is not None:
+            found[name, "things_masks"] = mask_regions(dense, cache, things, progress=None)
+            found[name, "stuff_masks"] = mask_regions(dense, cache, stuff, progress=None)
+    if crops:
+        found[CROPS, "things_crops"] = enlarged_crops(model, part, cache, things, ENLARGED, BLACK)
+    return found
+
+
+def _fgclip(
+    model: PreTrainedModel, part: RecordSet, names: list[str], pixels: int, readouts: Sequence[str], crops: bool
+) -> Seen:
+    cache, labels = stretched(part, pixels), labels_of(names, stuff=False)
+    return {(name, "boxes"): labelled_regions(reader(model, name), cache, labels, progress=None) for name in readouts}
+
+
+_LOOKS: dict[str, Callable[..., Seen]] = {CLIPSELF: _clipself, FGCLIP: _fgclip}
+
+
+class _Ranked(NamedTuple):
+    """For each region how many classes are nearer than its own, its image and its class, `(N,)`."""
+
+    ranks: np.ndarray
+    images: np.ndarray
+    classes: np.ndarray
+
+
+def _figures(rows: Sequence[_Ranked], protocol: str) -> dict[str, Share]:
+    """Top-1 and top-5 as the protocol counts them."""
+    ranked, images, classes = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return class_mean_top(ranked, images, classes) if protocol == CLIPSELF else micro_top(ranked, images)
+
+
+def protocol_side(protocol: Protocol, spec: TowerSpec) -> int:
+    """Pixels of the square: the protocol's in whole patches; the tower's own where it takes no other, and with
+    `fgclip-acc`."""
+    if protocol == FGCLIP or not spec.any_resolution:
+        return spec.image_size
+    return CLIPSELF_SIDE // spec.patch_size * spec.patch_size
