@@ -53,7 +53,8 @@ def nearest_neighbours(train: ProbeRegions, test: ProbeRegions) -> Share:
         return np.exp(-distances / TEMPERATURE)
 
     count = min(NEIGHBOURS, len(train))
-    found = KNeighborsClassifier(count, metric="cosine", weights=votes).fit(train.features, train.classes)
+    classifier: Any = KNeighborsClassifier
+    found = classifier(count, metric="cosine", weights=votes).fit(train.features, train.classes)
     return share(found.predict(test.features) == test.classes, test.images, test.classes)
 
 

@@ -114,7 +114,7 @@ def test_probe_prints_a_table_or_ends_with_json(run, tiny_mllm_dir, tmp_path):
     status, output, _ = run(*command)
     assert status == 0 and "linear" in output and "24 images to learn from, 6 to be tested on" in output
     status, _, errors = run(*command, "--readout", "own,magic")
-    assert status == 1 and "choose among own, roi, value, crops" in errors.splitlines()[-1]
+    assert status == 1 and "choose among own, roi, value, map, crops" in errors.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_probe_prints_a_table_or_ends_with_json(run, tiny_mllm_dir, tmp_path):
         (("scenes", "x", "--preset", "hard"), "hard"),
         (("bench", "no-such"), "no-such"),
         (("scenes", "x", "--seed", "999999", "--count", "5"), "evaluation"),
-        (("probe", "no-such-tower", "--data", "x.jsonl"), "no-such-tower"),
+        (("probe", "no/such/tower", "--data", "x.jsonl"), "no/such/tower"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
