@@ -46,22 +46,31 @@ def tiny_tokenizer(tmp_path_factory):
 def make_tiny_mllm(tiny_tokenizer):
     """`make(**choices)` -> (model, processor): a random RegionLlava of 0.2 million parameters, 64 px, patch 8.
 
-    Its weights are large enough that answers depend on pictures and boxes.
+    Its weights are large enough that answers depend on pictures and boxes. language: "llama", or "gemma3" as
+    `pretrain-lm` trains it.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
     from regiontower.mllm import build_mllm
     from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel
 
-    def make(seed: int = 0, **choices):
+    gemma3 = {"head_dim": 12, "query_pre_attn_scalar": 12, "layer_types": ["full_attention"] * 2}
+    languages = {
+        "llama": (LlamaForCausalLM, LlamaConfig, {}),
+        "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, gemma3),
+    }
+
+    def make(seed: int = 0, language: str = "llama", **choices):
         torch.manual_seed(seed)
         sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
         tower = RiceVisionModel(RiceVisionConfig(**sizes, patch_size=8, image_size=64))
         tokenizer = tiny_tokenizer
         end = tokenizer.convert_tokens_to_ids("<|end|>")
-        language_model = LlamaForCausalLM(
-            LlamaConfig(
+        kind, config, fields = languages[language]
+        language_model = kind(
+            config(
+                **fields,
                 vocab_size=len(tokenizer),
                 hidden_size=48,
                 intermediate_size=96,
@@ -76,6 +85,10 @@ def make_tiny_mllm(tiny_tokenizer):
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
+        if language == "gemma3":  # its blocks have to outweigh its scaled embeddings, or each token predicts itself
+            for name, weight in language_model.named_parameters():
+                if "post_" in name:
+                    torch.nn.init.normal_(weight, mean=8.0, std=4.0)
         model, processor = build_mllm(tower, language_model, tokenizer, **choices)
         return model.eval(), processor
 

@@ -1,6 +1,6 @@
-"""Stage 0b: a small Llama trained on text alone, so that a frozen language model knows the language it is aligned to.
+"""Stage 0b: a small language model trained on text alone, so that it knows the language when it is aligned, frozen.
 
-Aligning a projector to an untrained frozen Llama learns nothing. Here the model learns phrases, questions, answers and
+Aligning a projector to an untrained frozen model learns nothing. Here the model learns phrases, questions, answers and
 box strings. What it will later see in the image stands before the questions in text form (`data.scene_text`): so it
 learns to look up what is asked for and to copy it, which is what the projected image must be able to rely on.
 """
@@ -20,7 +20,13 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from rich.console import Console
 from tqdm import tqdm
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from ..mllm.boxes import box_format
 from ..vision_towers.errors import UserError
@@ -41,7 +47,7 @@ Count = Annotated[int, Field(gt=0)]
 
 @dataclass(frozen=True, config=_STRICT)
 class LMModelConfig:
-    """Sizes of the Llama; the defaults give about 3.5 million parameters."""
+    """Sizes of the model (Gemma 3's architecture); the defaults give about 3.5 million parameters."""
 
     hidden_size: Count = 256
     layers: Count = 6
@@ -144,16 +150,25 @@ def pretrain_lm(recipe: LMRecipe, run_dir: str | Path, device: str = "auto", **o
     )
 
 
-def build_lm(config: LMModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCausalLM:
-    """An untrained Llama (fp32) with the vocabulary of `tokenizer`; `seed` fixes its weights."""
+def build_lm(config: LMModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Gemma3ForCausalLM:
+    """An untrained model (fp32) with the vocabulary of `tokenizer`; `seed` fixes its weights.
+
+    Gemma 3's text architecture, every layer with full attention. Its norms behind attention and MLP, and its scaled
+    embeddings, keep the parts of a token in proportion: in a small Llama the first block adds a hundred times the
+    length of an embedding, and what a projected region or image token holds is lost there.
+    """
     bos, end, pad = (token_id(tokenizer, token) for token in (BOS_TOKEN, END_TOKEN, PAD_TOKEN))
-    llama = LlamaConfig(
+    head_dim = config.hidden_size // config.heads
+    gemma = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.kv_heads,
+        head_dim=head_dim,
+        query_pre_attn_scalar=head_dim,
+        layer_types=["full_attention"] * config.layers,
         max_position_embeddings=config.max_positions,
         tie_word_embeddings=config.tie_embeddings,
         bos_token_id=bos,
@@ -162,7 +177,7 @@ def build_lm(config: LMModelConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = LlamaForCausalLM(llama)
+        model = Gemma3ForCausalLM(gemma)
     model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=end, pad_token_id=pad, do_sample=False)
     return model
 
