@@ -30,8 +30,7 @@ from regiontower.vision_towers import load_tower
 
 SCENES = 30_000  # from seed 0
 # Preset of the scenes -> their number, as a share of those. With one object a model learns to say where it is, with few
-# to find the one that is meant; on the default scenes from the beginning it has learned neither after 15,000
-# conversations.
+# to find the one that is meant; on the default scenes from the beginning neither is learned for long.
 CURRICULUM = {"single": 0.1, "easy": 0.2}
 VOCABULARY = 1536
 CLUSTERS = 1_100  # over four times the 268 kinds of thing in a scene (43 glyphs and the sign in 6 colours, 4 grounds)

@@ -29,7 +29,7 @@ from ..train_stages.region_labels import NO_CLASS, ObjectClasses
 from ..vision_towers import describe_tower
 from .probe.classify import linear
 from .probe.labels import object_labels, text_labels, transcripts
-from .probe.regions import labelled_regions, reader
+from .probe.regions import labelled_regions, reader, remembered
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def supervised_ceiling(
     """
     config = config or CeilingConfig()
     classes = ObjectClasses.of(train.records, "tags", stuff=True)
-    read, found = reader(tower, "own"), {}
+    read, found = remembered(reader(tower, "own")), {}
     for name, labels in (
         ("region", object_labels(classes)),
         ("text", text_labels(transcripts(train.records))),

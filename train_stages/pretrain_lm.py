@@ -154,8 +154,8 @@ def build_lm(config: LMModelConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     """An untrained model (fp32) with the vocabulary of `tokenizer`; `seed` fixes its weights.
 
     Gemma 3's text architecture, every layer with full attention. Its norms behind attention and MLP, and its scaled
-    embeddings, keep the parts of a token in proportion: in a small Llama the first block adds a hundred times the
-    length of an embedding, and what a projected region or image token holds is lost there.
+    embeddings, keep the parts of a token in proportion: a small Llama's first block adds vectors many times as long as
+    an embedding, and what a projected region or image token holds is lost there.
     """
     bos, end, pad = (token_id(tokenizer, token) for token in (BOS_TOKEN, END_TOKEN, PAD_TOKEN))
     head_dim = config.hidden_size // config.heads

@@ -45,6 +45,27 @@ def reader(tower: PreTrainedModel, readout: str) -> Reader:
     return lambda cache, rows, boxes, batch, progress: region_features(by, cache, rows, boxes, batch, progress)
 
 
+def remembered(read: Reader) -> Reader:
+    """The same, but every image is read once, with all of its regions: figures ask for the same ones again."""
+    held: dict[tuple[int, int], dict[tuple[float, ...], Tensor]] = {}
+
+    def again(
+        cache: PixelCache, rows: Sequence[int], boxes: Sequence[Boxes], batch: int, progress: str | None
+    ) -> Iterator[Tensor]:
+        new = [row for row in dict.fromkeys(rows) if (id(cache), row) not in held]
+        if new:
+            every = [
+                cache.frames[row].to_input(Boxes([region.box_xyxy for region in cache.records[row].regions]))[0]
+                for row in new
+            ]
+            for row, of_image, embeds in zip(new, every, read(cache, new, every, batch, progress), strict=True):
+                held[id(cache), row] = dict(zip(of_image, embeds, strict=True))
+        for row, of_image in zip(rows, boxes, strict=True):
+            yield torch.stack([held[id(cache), row][box] for box in of_image])
+
+    return again
+
+
 def reading_tower(tower: PreTrainedModel, readout: str) -> PreTrainedModel:
     """The tower, on the same weights, whose region embeddings `readout` gives; "crops" has none of its own. Raises
     UserError where that cannot be."""

@@ -25,7 +25,7 @@ from .lit import LitConfig, lit_texts
 from .mask_regions import dense_tower, mask_regions
 from .pictures import pca_sheet, similarity_sheet
 from .reading import read_by_tokens, text_centres
-from .regions import ProbeRegions, Reader, labelled_regions, reader
+from .regions import ProbeRegions, Reader, labelled_regions, reader, remembered
 from .table import figure_lines
 from .table import rows as json_rows
 from .text_side import RegionTexts, TextSide, open_with_texts
@@ -83,7 +83,7 @@ def probe(
     if config.lit is not None and tokenizer is None:
         raise UserError("a text tower is trained on the tokens of a tokenizer; give --tokenizer.")
     model, side = open_with_texts(tower, resolve_device(device))
-    readers = {name: reader(model, name) for name in config.readouts}  # says now what it cannot read
+    readers = {name: remembered(reader(model, name)) for name in config.readouts}  # says now what it cannot read
     spec = describe_tower(model.config)
     known, asked = _caches(data, test, format, image_root, checked_side(config.side, spec), spec)
     classes = ObjectClasses.of(known.records, config.labels, stuff=True)

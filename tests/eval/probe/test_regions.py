@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from regiontower.eval.probe.labels import object_labels, text_labels, transcripts
-from regiontower.eval.probe.regions import labelled_regions, reader
+from regiontower.eval.probe.regions import labelled_regions, reader, remembered
 from regiontower.train_stages.normalise import PixelNorm
 from regiontower.train_stages.region_labels import ObjectClasses
 from regiontower.vision_towers import UmgClipVisionModel, UserError, describe_tower, encode_regions
@@ -63,3 +63,18 @@ def test_reading_stops_after_enough_regions_and_takes_none_for_none(rice_tower, 
 def test_an_unknown_readout_names_the_others(rice_tower):
     with pytest.raises(UserError, match="own, roi, value, map, crops"):
         reader(rice_tower, "magic")
+
+
+def test_a_remembered_reader_gives_the_same_and_reads_each_image_once(rice_tower, cache):
+    read, seen = reader(rice_tower, "own"), []
+
+    def counted(cache, rows, *rest):
+        seen.extend(rows)
+        return read(cache, rows, *rest)
+
+    once = remembered(counted)
+    for labels in (lambda record: [0, -1], lambda record: [-1, 1], lambda record: [1, 0]):
+        found, expected = labelled_regions(once, cache, labels), labelled_regions(read, cache, labels)
+        np.testing.assert_allclose(found.features, expected.features, atol=1e-4)
+        assert (found.classes == expected.classes).all() and (found.images == expected.images).all()
+    assert sorted(seen) == list(range(7))
