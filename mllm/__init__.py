@@ -9,9 +9,11 @@ from .chat import ChatSession
 from .config import RegionLlavaConfig
 from .export import to_plain_llava
 from .load import load_mllm
+from .model_card import write_mllm_card
 from .modeling import RegionLlavaForConditionalGeneration
 from .processing import RegionLlavaProcessor
 from .register import register_all
+from .remote_code import export_mllm_remote_code
 
 register_all()
 
@@ -24,6 +26,8 @@ __all__ = [
     "RegionLlavaProcessor",
     "answer_questions",
     "build_mllm",
+    "export_mllm_remote_code",
     "load_mllm",
     "to_plain_llava",
+    "write_mllm_card",
 ]

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .clip_objective import ClipObjective
 from .objective_task import Task, parent_run, save_tower
-from .pixels import PixelCache
-from .pretrain_data import CaptionDataset
+from .pretrain_data import CaptionItems
 from .pretrain_heads import load_text_side, save_text_side
 from .pretrain_recipe import PretrainRecipe
+from .records import Record
 
 
 def clip_task(
-    recipe: PretrainRecipe, tower: PreTrainedModel, cache: PixelCache, tokenizer: PreTrainedTokenizerBase
+    recipe: PretrainRecipe, tower: PreTrainedModel, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase
 ) -> Task:
     """The task."""
     data = recipe.data
-    dataset = CaptionDataset(cache, tokenizer, recipe.model.clip.max_tokens, data.augment, data.captions, data.view)
-    objective = ClipObjective(tower, len(tokenizer), dataset.tokens.end_id, recipe.model.clip)
+    items = CaptionItems(tokenizer, recipe.model.clip.max_tokens, data.augment, data.captions, data.view)
+    objective = ClipObjective(tower, len(tokenizer), items.tokens.end_id, recipe.model.clip)
     if recipe.model.keep_heads:
         load_text_side(objective, parent_run(recipe.model))
 
@@ -28,4 +29,4 @@ def clip_task(
         save_tower(objective.tower, folder)
         save_text_side(objective, tokenizer, folder)
 
-    return Task(objective, dataset, dataset.collate, save, f"{len(dataset)} of {len(cache)} images have captions")
+    return Task(objective, objective.tower, items, save, lambda known: "captions")

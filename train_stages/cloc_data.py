@@ -1,32 +1,41 @@
 """The items of CLOC's stage 0: pixels, a caption, and a few regions with a text each (arXiv 2410.02746, Sec. 3.4)."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..mllm.boxes import Boxes
-from ..vision_towers.errors import UserError
+from ..mllm.boxes import Boxes, ImageFrame
 from .augment import AugmentConfig, random_view
-from .pixels import PixelCache
-from .pretrain_data import CaptionTokens, caption_of_view, named_regions, pixels_tensor, seeded_generator
+from .pretrain_data import CaptionTokens, caption_of_view, named_regions
+from .records import Record
 
 
-class GroundedCaptionDataset(Dataset):
+class GroundedImage(NamedTuple):
+    """What is known of one image: regions with words, `(R, 4)` in input pixels, and the record's captions."""
+
+    boxes: Boxes
+    words: list[str]
+    captions: list[str]
+
+
+class GroundedCaptionItems:
     """Images with a caption and at most `regions_per_image` regions with words, drawn anew each time.
 
-    The caption names what is in the view (as `CaptionDataset` does with "visible") or is one of the record's own. An
+    The caption names what is in the view (as `CaptionItems` does with "visible") or is one of the record's own. An
     image without words for any region takes part with its caption alone; one without either is left out.
 
-    view: pixels of the square the tower gets; as in the cache when absent.
-    Raises UserError when no image is left or the tokenizer lacks a token that the objective needs.
+    view: pixels of the square the tower gets; the whole input when absent.
+    Raises UserError when the tokenizer lacks a token that the objective needs.
     """
+
+    nothing = "no record has captions or regions with words; the cloc objective needs them"
 
     def __init__(
         self,
-        cache: PixelCache,
         tokenizer: PreTrainedTokenizerBase,
         max_tokens: int,
         regions_per_image: int,
@@ -34,30 +43,15 @@ class GroundedCaptionDataset(Dataset):
         view: int | None = None,
     ):
         self.tokens = CaptionTokens(tokenizer, max_tokens)
-        self._pixels, self._count = cache.pixels, regions_per_image
-        self._augment, self._view = augment, view
-        found = [named_regions(record, frame) for record, frame in zip(cache.records, cache.frames, strict=True)]
-        captions = [record.captions for record in cache.records]
-        self._rows = [row for row, (_, words) in enumerate(found) if words or captions[row]]
-        if not self._rows:
-            raise UserError("no record has captions or regions with words; the cloc objective needs them")
-        self._boxes: list[Boxes] = [found[row][0] for row in self._rows]
-        self._words: list[list[str]] = [found[row][1] for row in self._rows]
-        self._captions: list[list[str]] = [captions[row] for row in self._rows]
+        self._count, self._augment, self._view = regions_per_image, augment, view
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def prepare(self, record: Record, frame: ImageFrame) -> GroundedImage | None:
+        boxes, words = named_regions(record, frame)
+        return GroundedImage(boxes, words, record.captions) if words or record.captions else None
 
-    @property
-    def regions(self) -> int:
-        """How many regions have words."""
-        return sum(map(len, self._words))
-
-    def __getitem__(self, index: int) -> dict:
-        rng = seeded_generator()
-        words, captions = self._words[index], self._captions[index]
-        whole = pixels_tensor(self._pixels[self._rows[index]])
-        pixels, boxes, kept, _ = random_view(whole, self._boxes[index], self._augment, rng, self._view)
+    def item(self, pixels: Tensor, known: GroundedImage, rng: np.random.Generator) -> dict[str, Any]:
+        words, captions = known.words, known.captions
+        view, boxes, kept, _ = random_view(pixels, known.boxes, self._augment, rng, self._view)
         picked = rng.permutation(len(boxes))[: self._count]
         zoomed = self._augment.zoom > 0  # the record's captions are true of the whole image
         if len(kept) and (zoomed or not captions):
@@ -65,7 +59,7 @@ class GroundedCaptionDataset(Dataset):
         else:
             caption = captions[rng.integers(len(captions))] if captions else ", ".join(words)
         return {
-            "pixel_values": pixels,
+            "pixel_values": view,
             "input_ids": self.tokens(caption),
             "boxes": boxes[picked].tensor(),
             "region_input_ids": [self.tokens(words[kept[i]]) for i in picked],

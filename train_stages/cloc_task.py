@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +11,35 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..vision_towers import ClocConfig, ClocModel, ClocVisionModel, tower_image_processor
 from .clip_objective import text_config
-from .cloc_data import GroundedCaptionDataset
+from .cloc_data import GroundedCaptionItems, GroundedImage
 from .cloc_objective import ClocObjective
 from .objective_task import Task, parent_run
-from .pixels import PixelCache
 from .pretrain_recipe import PretrainModel, PretrainRecipe
+from .records import Record
 
 
 def cloc_task(
-    recipe: PretrainRecipe, tower: PreTrainedModel, cache: PixelCache, tokenizer: PreTrainedTokenizerBase
+    recipe: PretrainRecipe, tower: PreTrainedModel, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase
 ) -> Task:
     """The task."""
     data, settings = recipe.data, recipe.model.cloc
-    dataset = GroundedCaptionDataset(
-        cache, tokenizer, settings.text.max_tokens, data.regions_per_image, data.augment, data.view
-    )
+    items = GroundedCaptionItems(tokenizer, settings.text.max_tokens, data.regions_per_image, data.augment, data.view)
     if recipe.model.keep_heads:
         model = ClocModel.from_pretrained(parent_run(recipe.model), dtype=torch.float32)
     else:
-        model = _new_cloc(recipe.model, tower, len(tokenizer), dataset.tokens.end_id)
+        model = _new_cloc(recipe.model, tower, len(tokenizer), items.tokens.end_id)
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
         tower_image_processor(model.vision_tower.config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    about = (
-        f"{len(dataset)} of {len(cache)} images have captions or regions with words, {dataset.regions} regions in all"
-    )
     objective = ClocObjective(model, settings.loss)
-    return Task(objective, dataset, dataset.collate, save, about, tower="model.vision_tower.tower")
+    return Task(objective, model.vision_tower, items, save, _about, tower="model.vision_tower.tower")
+
+
+def _about(known: Sequence[GroundedImage]) -> str:
+    return f"captions or regions with words, {sum(len(image.words) for image in known)} regions in all"
 
 
 def _new_cloc(recipe: PretrainModel, tower: Any, vocabulary: int, end_id: int) -> ClocModel:

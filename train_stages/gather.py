@@ -37,6 +37,16 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None, times: int = 1) -
     return _GatherRows.apply(rows, counts, group, times)  # pyright: ignore
 
 
+def sum_over_processes(numbers: Sequence[float], device: torch.device) -> list[float]:
+    """The sums over all processes, which all have to call this."""
+    group = world()
+    if group is None:
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(sums, group=group)
+    return sums.tolist()
+
+
 def _gather(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """Ragged all-gather: padded to the longest, as not every backend takes pieces of different sizes."""
     padded = rows.new_zeros(max(counts), *rows.shape[1:])

@@ -28,13 +28,14 @@ class ImageError(UserError):
     """An image file that cannot be used: one sentence with its path and the reason."""
 
 
-def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> Image.Image:
     """Decode `path` to an upright RGB image of its own, free of metadata (see the module's text for each kind of file).
 
+    data: the file's bytes where there is no such file, as in a shard; `path` is then only its name.
     Raises ImageError when the file is missing, empty, truncated, no image, of a refused kind, or larger than
     `max_pixels` (checked on the header, before any pixel is decoded).
     """
-    with _open_header(path, max_pixels) as image:
+    with _open_header(path, max_pixels, data) as image:
         try:
             _load_whole(image)
             orientation = _orientation(image)
@@ -58,12 +59,12 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
         return (height, width) if turned else (width, height)
 
 
-def _open_header(path: str | Path, max_pixels: int) -> Image.Image:
+def _open_header(path: str | Path, max_pixels: int, data: bytes | None = None) -> Image.Image:
     path = Path(path)
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if data is None else len(data)) == 0:
             raise ImageError(f"{path}: the file is empty (0 bytes).")
-        image = Image.open(path, formats=_known_formats())
+        image = Image.open(path if data is None else io.BytesIO(data), formats=_known_formats())
     except ImageError:
         raise
     except FileNotFoundError:

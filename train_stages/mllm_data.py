@@ -96,7 +96,7 @@ class ConversationDataset(Dataset):
     def _pixels(self, row: int, record: Record, regions: Boxes, frame: ImageFrame) -> np.ndarray:
         if isinstance(self.pictures, PixelCache):
             return self.pictures.pixels[row]
-        picture = load_record_image(self.pictures, record)
+        picture = load_record_image(self.pictures.root, record)
         if self.processor.region_prompt == "overlay":
             picture = draw_boxes(picture, regions, OVERLAY_COLORS)
         return np.asarray(self.processor.fit(picture)[0]).transpose(2, 0, 1)

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..vision_towers import tower_image_processor
 from ..vision_towers.errors import UserError
+from .pretrain_items import ItemMaker
 from .pretrain_recipe import PretrainModel
 from .region_labels import ObjectClasses
 
 
 @dataclass(frozen=True)
 class Task:
-    """A stage ready to run: what the engine takes, and a line for the user about the data."""
+    """A stage ready to run: the model, what it makes of an image, and words for the user about the data.
+
+    about: what is known of the images that take part -> how many of what there are, after "12 of 14 images have ".
+    regions: the part of the model that reads regions.
+    labels: the classes and the like that were read from the records; may be empty.
+    """
 
     objective: nn.Module
-    dataset: Any
-    collate: Callable[[list], dict[str, torch.Tensor]]
+    regions: PreTrainedModel
+    items: ItemMaker
     save: Callable[[Path], None]
-    about: str
+    about: Callable[[Sequence[Any]], str]
+    labels: str = ""
     tower: str = "tower"  # name of the native or RICE tower in the objective; all else is heads
     classes: ObjectClasses | None = None
+    centres: Callable[[], dict[str, Tensor]] | None = None  # of these classes, put together by all processes
     before_save: Callable[[], None] = lambda: None
 
 

@@ -156,6 +156,6 @@ def _decode(job: tuple[Path, str, int, int, int, Fill]) -> np.ndarray | str:
     root, image, width, height, side, fill = job
     record = Record(image=image, width=width, height=height)
     try:
-        return to_pixels(load_record_image(RecordSet(root, root, [record]), record), side, fill)[0]
+        return to_pixels(load_record_image(root, record), side, fill)[0]
     except ImageError as error:
         return str(error)

@@ -1,14 +1,64 @@
-"""How well a tower and its class centres name regions that they were not trained on."""
+"""What stage 0 measures on records that it does not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from .engine.seeded_data import SeededCollate, SeededDataset
+from .gather import sum_over_processes, world
+from .objective_task import Task
 from .pixels import PixelCache
-from .pretrain_data import label_regions
+from .pretrain_data import labelled_regions
+from .pretrain_items import CachedItems
 from .region_features import region_features
 from .region_labels import NO_CLASS, ObjectClasses
+
+Probe = Callable[[PreTrainedModel, PixelCache], dict[str, float]]
+
+
+def held_out_figures(
+    task: Task, cache: PixelCache, batch_size: int, probe: Probe | None = None
+) -> Callable[[], dict[str, float]]:
+    """What measures the model of `task` as it is: `loss`, the objective's on `cache` with the same random draws every
+    time; `object_top1` and `regions` where there are class centres (`object_top1` below); and what `probe` finds.
+
+    Several processes share the batches of the loss, because contrast is over all processes; what does not go round is
+    left out. Every process has to measure.
+    """
+    items = CachedItems(cache, task.items)
+
+    def measure() -> dict[str, float]:
+        found = _loss(task, items, batch_size)
+        if task.classes is not None and task.centres is not None:
+            found |= object_top1(task.regions, task.centres()["object"], cache, task.classes, batch_size)
+        return found | (probe(task.regions, cache) if probe is not None else {})
+
+    return measure
+
+
+@torch.inference_mode()
+def _loss(task: Task, items: CachedItems, batch_size: int) -> dict[str, float]:
+    group = world()
+    rank, processes = (group.rank(), group.size()) if group else (0, 1)
+    device = next(task.objective.parameters()).device
+    loader = DataLoader(SeededDataset(items, 0), batch_size, collate_fn=SeededCollate(task.items.collate))
+    batches = max(1, len(items) // batch_size)  # full ones, because contrast depends on their size
+    total, count = 0.0, 0
+    torch.manual_seed(0)  # sampled negatives; the engine puts the generators back
+    for number, batch in enumerate(loader):
+        if number >= batches // processes * processes:
+            break
+        if number % processes == rank:
+            total += float(task.objective(**{name: value.to(device) for name, value in batch.items()}).loss)
+            count += 1
+    total, count = sum_over_processes((total, count), device)
+    return {"loss": total / count} if count else {}
 
 
 @torch.inference_mode()
@@ -21,13 +71,16 @@ def object_top1(
     cannot be right and are left out.
     Returns `object_top1` and `regions`, the number of regions; only the latter, 0, when there is none.
     """
-    rows, labelled = label_regions(cache, classes, None)
+    images = zip(cache.records, cache.frames, strict=True)
+    known = [labelled_regions(record, frame, classes, None) for record, frame in images]
+    rows = {row: regions for row, regions in enumerate(known) if regions is not None}
+    boxes = [regions.boxes for regions in rows.values()]
     centres = F.normalize(centres.to(tower.device).float(), dim=-1)
     right = total = 0
-    found = region_features(tower, cache, rows, [regions.boxes for regions in labelled], batch_size)
-    for regions, embeds in zip(labelled, found, strict=True):
-        known = torch.from_numpy(regions.objects != NO_CLASS)
-        nearest = (F.normalize(embeds[known], dim=-1) @ centres.T).argmax(dim=1)
-        right += int((nearest.cpu() == torch.from_numpy(regions.objects)[known]).sum())
+    found = region_features(tower, cache, list(rows), boxes, batch_size, None)
+    for regions, embeds in zip(rows.values(), found, strict=True):
+        has_class = torch.from_numpy(regions.objects != NO_CLASS)
+        nearest = (F.normalize(embeds[has_class], dim=-1) @ centres.T).argmax(dim=1)
+        right += int((nearest.cpu() == torch.from_numpy(regions.objects)[has_class]).sum())
         total += len(nearest)
     return {"object_top1": right / total, "regions": total} if total else {"regions": 0}

@@ -96,16 +96,21 @@ class PretrainData(RecordSource):
 
     records, root, format: see `RecordSource`. tokenizer: folder of a transformers tokenizer; without it OCR regions are
     left out (the other objectives cannot do without). side: pixels of the letterboxed square, the tower's own when
-    absent. view: pixels of the random views that the tower gets; `side` when absent. regions_per_image: N (cloc, as M,
-    and umg_clip: at most).
-    object_labels: "category", "tags" (tags and category) or "cluster". captions (clip): see `CaptionDataset`. stuff:
+    absent. stream: read records and images as they come instead of decoding all of them first; `records` are then best
+    many files. shuffle_buffer: how many records a streamed one is drawn from. view: pixels of the random views that the
+    tower gets; `side` when absent. view_schedule: (share, pixels), ascending: until that share of the run, views are
+    shrunk to so many pixels. regions_per_image: N (cloc, as M, and umg_clip: at most).
+    object_labels: "category", "tags" (tags and category) or "cluster". captions (clip): see `CaptionItems`. stuff:
     whether stuff regions take part. cache_dir: where decoded pixels are kept; inside the run when absent. augment: see
     `AugmentConfig`.
     """
 
     tokenizer: str | None = None
     side: Count | None = None
+    stream: bool = False
+    shuffle_buffer: Count = 1000
     view: Count | None = None
+    view_schedule: tuple[tuple[float, Count], ...] = ()
     regions_per_image: Count = 10
     object_labels: ObjectLabels = "category"
     captions: CaptionSource = "image"
@@ -116,11 +121,16 @@ class PretrainData(RecordSource):
 
 @dataclass(frozen=True, config=_STRICT)
 class PretrainEval:
-    """Held-out records whose regions are classified by the nearest class centre at the end (rice objective only)."""
+    """Held-out records that the run is measured on, at its end and during it.
+
+    records: as in `data`; nothing is measured without. every: steps from one measurement to the next; the end alone
+    when absent.
+    """
 
     records: str | tuple[str, ...] | None = None
     root: str | None = None
     format: str = "records"
+    every: Count | None = None
     batch_size: Count = 64
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,8 +12,8 @@ from ..vision_towers.errors import UserError
 from .clip_task import clip_task
 from .cloc_task import cloc_task
 from .objective_task import Task
-from .pixels import PixelCache
 from .pretrain_recipe import PretrainModel, PretrainRecipe
+from .records import Record
 from .rice_task import rice_task
 from .umg_clip_task import umg_clip_task
 
@@ -19,15 +21,22 @@ READ_TEXTS = {"clip": clip_task, "cloc": cloc_task, "umg_clip": umg_clip_task}
 
 
 def make_task(
-    recipe: PretrainRecipe, tower: PreTrainedModel, cache: PixelCache, tokenizer: PreTrainedTokenizerBase | None
+    recipe: PretrainRecipe,
+    tower: PreTrainedModel,
+    records: Iterable[Record],
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Task:
-    """The task of `recipe.model.objective`. Raises UserError for data or a tokenizer that it cannot work with."""
+    """The task of `recipe.model.objective`.
+
+    records: gone through at most once, for the classes and tags that occur.
+    Raises UserError for data or a tokenizer that it cannot work with.
+    """
     objective = recipe.model.objective
     if objective == "rice":
-        return rice_task(recipe, tower, cache, tokenizer)
+        return rice_task(recipe, tower, records, tokenizer)
     if tokenizer is None:
         raise UserError(f"the {objective} objective reads texts: set data.tokenizer to the folder of a tokenizer.")
-    return READ_TEXTS[objective](recipe, tower, cache, tokenizer)
+    return READ_TEXTS[objective](recipe, tower, records, tokenizer)
 
 
 def start_tower(model: PretrainModel) -> PreTrainedModel:

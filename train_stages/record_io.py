@@ -139,10 +139,28 @@ def merge_record_sets(sets: Sequence[RecordSet]) -> RecordSet:
     )
 
 
-def load_record_image(record_set: RecordSet, record: Record, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The record's image as upright RGB. Raises ImageError, naming the record's image and the image root, when it
-    cannot be opened or its size is not the record's `width` x `height`."""
-    return _load(record_set.root, record, max_pixels)
+def load_record_image(
+    root: Path, record: Record, max_pixels: int = MAX_PIXELS, data: bytes | None = None
+) -> Image.Image:
+    """The record's image as upright RGB. root: folder that the record's `image` is relative to; data: the image file's
+    bytes, when it lies in a shard instead. Raises ImageError, naming the record's image, when it cannot be opened or
+    its size is not the record's `width` x `height`."""
+    path = root / record.image
+    if data is None and not path.is_file():
+        raise ImageError(
+            f"record of {record.image}: there is no such file under image_root {root}; image_root must be the folder "
+            "that image paths start from."
+        )
+    try:
+        image = open_image(path, max_pixels, data)
+    except ImageError as error:
+        raise ImageError(f"record of {record.image}: {error}") from None
+    if image.size != (record.width, record.height):
+        raise ImageError(
+            f"record of {record.image}: the image is {image.width} x {image.height} after EXIF transpose, but the "
+            f"record says {record.width} x {record.height}."
+        )
+    return image
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
@@ -192,26 +210,7 @@ def data_hash(source: RecordSet | str | Path) -> str:
 
 def _image_fault(root: Path, record: Record) -> str | None:
     try:
-        _load(root, record, MAX_PIXELS)
+        load_record_image(root, record)
     except ImageError as error:
         return str(error)
     return None
-
-
-def _load(root: Path, record: Record, max_pixels: int) -> Image.Image:
-    path = root / record.image
-    if not path.is_file():
-        raise ImageError(
-            f"record of {record.image}: there is no such file under image_root {root}; image_root must be the folder "
-            "that image paths start from."
-        )
-    try:
-        image = open_image(path, max_pixels)
-    except ImageError as error:
-        raise ImageError(f"record of {record.image}: {error}") from None
-    if image.size != (record.width, record.height):
-        raise ImageError(
-            f"record of {record.image}: the image is {image.width} x {image.height} after EXIF transpose, but the "
-            f"record says {record.width} x {record.height}."
-        )
-    return image

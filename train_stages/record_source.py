@@ -7,7 +7,10 @@ from pathlib import Path
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from ..vision_towers.errors import UserError
 from .record_io import RecordSet, merge_record_sets, read_records
+
+WEBDATASET = "webdataset"  # the format
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -16,7 +19,8 @@ class RecordSource:
 
     records: one file of region records or several. root: folder that `records` and the images in them are relative
     to; without it `records` are relative to the working directory and images to their records file. format: an
-    importer's name. check_images: decode every image before training starts.
+    importer's name, or "webdataset", whose shards can only be streamed. check_images: decode every image before
+    training starts.
     """
 
     records: str | tuple[str, ...]
@@ -35,6 +39,8 @@ class RecordSource:
         Raises:
             UserError: a file that cannot be read, or too many bad records in it.
         """
+        if self.format == WEBDATASET:
+            raise UserError("Images in webdataset shards have no files of their own; stream them: data.stream=true.")
         return merge_record_sets(
             [read_records(path, self.format, self.root, self.check_images) for path in self.paths()]
         )

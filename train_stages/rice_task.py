@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .objective_task import Task, parent_run, save_tower
-from .pixels import PixelCache
-from .pretrain_data import RegionDataset, collate_regions
+from .pretrain_data import LabelledRegions, RegionItems
 from .pretrain_heads import load_centres, save_centres, whole_centres
 from .pretrain_recipe import PretrainRecipe
+from .records import Record
 from .region_labels import ObjectClasses, TextClasses
 from .rice_objective import RiceObjective
 
 
 def rice_task(
-    recipe: PretrainRecipe, tower: PreTrainedModel, cache: PixelCache, tokenizer: PreTrainedTokenizerBase | None
+    recipe: PretrainRecipe,
+    tower: PreTrainedModel,
+    records: Iterable[Record],
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Task:
     """The task. Without a tokenizer OCR regions are left out."""
-    classes = ObjectClasses.of(cache.records, recipe.data.object_labels, recipe.data.stuff)
+    classes = ObjectClasses.of(records, recipe.data.object_labels, recipe.data.stuff)
     texts = TextClasses(tokenizer) if tokenizer is not None else None
-    dataset = RegionDataset(cache, classes, texts, recipe.data.regions_per_image, recipe.data.augment, recipe.data.view)
+    items = RegionItems(classes, texts, recipe.data.regions_per_image, recipe.data.augment, recipe.data.view)
     text_classes = len(texts) if texts else 0
     objective = RiceObjective(tower, len(classes), text_classes, recipe.model.rice, recipe.train.seed)
     if recipe.model.keep_heads:
@@ -34,20 +38,22 @@ def rice_task(
         save_tower(objective.tower, folder)
         save_centres(centres, classes, folder)
 
-    regions = sum(len(image.boxes) for image in dataset.labelled)
-    about = f"{len(dataset)} of {len(cache)} images have labelled regions, {regions} in all; "
-    about += f"{len(classes)} object classes; "
-    if texts is None:
-        about += "OCR regions are left out (data.tokenizer is not set)"
-    else:
-        with_text = sum(bool(ids) for image in dataset.labelled for ids in image.texts)
-        about += f"{with_text} regions have text, {len(texts)} token classes"
+    labels = f"{len(classes)} object classes; "
+    labels += f"{len(texts)} token classes" if texts else "OCR regions are left out (data.tokenizer is not set)"
     return Task(
         objective,
-        dataset,
-        collate_regions,
+        objective.tower,
+        items,
         save,
-        about,
+        _about,
+        labels,
         classes=classes,
+        centres=lambda: whole_centres(objective),
         before_save=lambda: centres.update(whole_centres(objective)),
     )
+
+
+def _about(known: Sequence[LabelledRegions]) -> str:
+    regions = sum(len(image.boxes) for image in known)
+    with_text = sum(bool(ids) for image in known for ids in image.texts)
+    return f"labelled regions, {regions} in all, {with_text} with text"

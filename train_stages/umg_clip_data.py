@@ -5,29 +5,25 @@ them an item takes, and how many regions, is not in what is known of it: we take
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..mllm.boxes import Boxes, ImageFrame
-from ..vision_towers.errors import UserError
 from .augment import AugmentConfig, View, random_view
 from .conversations import region_words
 from .mask_coverage import patch_coverage
-from .pixels import PixelCache
-from .pretrain_data import CaptionTokens, caption_of_view, pixels_tensor, seeded_generator
+from .pretrain_data import CaptionTokens, caption_of_view
 from .records import Record, Region
 from .tag_bank import TagBank, tags_of
 from .tag_loss import NO_TAG
 
 
-class _Image(NamedTuple):
+class TaggedImage(NamedTuple):
     """What is known of one image. boxes: `(R, 4)` in input pixels, of `regions`; texts, tags: of each of these."""
 
-    row: int
     record: Record
     frame: ImageFrame
     boxes: Boxes
@@ -36,28 +32,24 @@ class _Image(NamedTuple):
     tags: list[list[int]]
     own_tags: list[int]
 
-    @property
-    def says_something(self) -> bool:
-        return bool(self.record.captions or self.own_tags or self.regions)
 
-
-class TaggedRegionDataset(Dataset):
+class TaggedRegionItems:
     """Images with whatever they have of caption, tags and regions, drawn anew each time.
 
     Regions: at most `regions_per_image` random ones of those in the view that have words (`region_words`) or captions.
     The text of one is drawn from both. Its mask, if the record has one, is given as the share of each patch of the
     view; where there is none the shares are 0.
-    Caption: as in `GroundedCaptionDataset`. Tags of the image: the record's and those of all regions in the view;
+    Caption: as in `GroundedCaptionItems`. Tags of the image: the record's and those of all regions in the view;
     without the record's when views are zoomed and show a region with tags, as those are true of the whole image.
     An image that has nothing of all this is left out.
 
-    patch_size: of the tower. view: pixels of the square the tower gets; as in the cache when absent.
-    Raises UserError when no image is left.
+    patch_size: of the tower. view: pixels of the square the tower gets; the whole input when absent.
     """
+
+    nothing = "no record has captions, tags or regions with words; the umg_clip objective needs them"
 
     def __init__(
         self,
-        cache: PixelCache,
         tokens: CaptionTokens,
         bank: TagBank,
         patch_size: int,
@@ -66,59 +58,61 @@ class TaggedRegionDataset(Dataset):
         view: int | None = None,
     ):
         self.tokens, self.bank = tokens, bank
-        self._pixels, self._count, self._patch_size = cache.pixels, regions_per_image, patch_size
+        self._count, self._patch_size = regions_per_image, patch_size
         self._augment, self._view = augment, view
-        rows = enumerate(zip(cache.records, cache.frames, strict=True))
-        images = [_image(row, record, frame, bank) for row, (record, frame) in rows]
-        self._images = [image for image in images if image.says_something]
-        if not self._images:
-            raise UserError("no record has captions, tags or regions with words; the umg_clip objective needs them")
 
-    def __len__(self) -> int:
-        return len(self._images)
+    def prepare(self, record: Record, frame: ImageFrame) -> TaggedImage | None:
+        texts = [
+            list(dict.fromkeys(text for text in (region_words(region), *region.captions) if text))
+            for region in record.regions
+        ]
+        tags = [self.bank.ids(tags_of(region)) for region in record.regions]
+        own_tags = self.bank.ids(record.tags)
+        usable = [i for i in range(len(record.regions)) if texts[i]]  # whatever has tags has words
+        boxes, kept = frame.to_input(Boxes([record.regions[i].box_xyxy for i in usable]))
+        usable = [usable[i] for i in kept]
+        if not (record.captions or own_tags or usable):
+            return None
+        return TaggedImage(
+            record,
+            frame,
+            boxes,
+            [record.regions[i] for i in usable],
+            [texts[i] for i in usable],
+            [tags[i] for i in usable],
+            own_tags,
+        )
 
-    @property
-    def regions(self) -> int:
-        """How many regions take part."""
-        return sum(len(image.regions) for image in self._images)
-
-    @property
-    def masks(self) -> int:
-        """How many of them have a mask."""
-        return sum(region.mask is not None for image in self._images for region in image.regions)
-
-    def __getitem__(self, index: int) -> dict:
-        rng = seeded_generator()
-        image = self._images[index]
-        view = random_view(pixels_tensor(self._pixels[image.row]), image.boxes, self._augment, rng, self._view)
+    def item(self, pixels: Tensor, known: TaggedImage, rng: np.random.Generator) -> dict[str, Any]:
+        view = random_view(pixels, known.boxes, self._augment, rng, self._view)
         picked = rng.permutation(len(view.boxes))[: self._count]
         sources = view.kept[picked].tolist()
-        caption = self._caption(image, view.kept, rng)
-        texts = [image.texts[i][rng.integers(len(image.texts[i]))] for i in sources]
+        caption = self._caption(known, view.kept, rng)
+        texts = [known.texts[i][rng.integers(len(known.texts[i]))] for i in sources]
         return {
             "pixel_values": view.pixels,
             "input_ids": None if caption is None else self.tokens(caption),
-            "image_tags": self._image_tags(image, view.kept),
+            "image_tags": self._image_tags(known, view.kept),
             "boxes": view.boxes[picked].tensor(),
-            "masks": self._masks(image, view, sources),
+            "masks": self._masks(known, view, sources),
             "region_input_ids": [self.tokens(text) for text in texts],
-            "region_tags": [image.tags[i] for i in sources],
+            "region_tags": [known.tags[i] for i in sources],
         }
 
-    def _caption(self, image: _Image, kept: np.ndarray, rng: np.random.Generator) -> str | None:
+    def _caption(self, image: TaggedImage, kept: np.ndarray, rng: np.random.Generator) -> str | None:
         captions = image.record.captions
         zoomed = self._augment.zoom > 0  # the record's captions are true of the whole image
         if len(kept) and (zoomed or not captions):
             return caption_of_view([texts[0] for texts in image.texts], kept, rng)
         return captions[rng.integers(len(captions))] if captions else None
 
-    def _image_tags(self, image: _Image, kept: np.ndarray) -> list[int]:
+    def _image_tags(self, image: TaggedImage, kept: np.ndarray) -> list[int]:
         in_view = {tag for i in kept.tolist() for tag in image.tags[i]}
         if not (in_view and self._augment.zoom > 0):
             in_view.update(image.own_tags)
         return sorted(in_view)
 
-    def _masks(self, image: _Image, view: View, sources: list[int]) -> Tensor:
+    def _masks(self, image: TaggedImage, view: View, sources: list[int]) -> Tensor:
         width, height = (side // self._patch_size for side in view.frame.input_size)
         shares = torch.zeros(len(sources), height, width)
         for number, source in enumerate(sources):
@@ -155,27 +149,6 @@ class TaggedRegionDataset(Dataset):
             "region_tags": _padded([tags for rows in region_tags for tags in rows]).unflatten(0, (len(items), most)),
             "tag_seed": torch.randint(1 << 62, ()),
         }
-
-
-def _image(row: int, record: Record, frame: ImageFrame, bank: TagBank) -> _Image:
-    texts = [
-        list(dict.fromkeys(text for text in (region_words(region), *region.captions) if text))
-        for region in record.regions
-    ]
-    tags = [bank.ids(tags_of(region)) for region in record.regions]
-    usable = [i for i in range(len(record.regions)) if texts[i]]  # whatever has tags has words
-    boxes, kept = frame.to_input(Boxes([record.regions[i].box_xyxy for i in usable]))
-    usable = [usable[i] for i in kept]
-    return _Image(
-        row,
-        record,
-        frame,
-        boxes,
-        [record.regions[i] for i in usable],
-        [texts[i] for i in usable],
-        [tags[i] for i in usable],
-        bank.ids(record.tags),
-    )
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ from ..vision_towers import UmgClipConfig, UmgClipModel, UmgClipVisionModel, loa
 from ..vision_towers.errors import UserError
 from .clip_objective import text_config
 from .objective_task import Task
-from .pixels import PixelCache
 from .pretrain_data import CaptionTokens
 from .pretrain_recipe import PretrainModel, PretrainRecipe, UmgClipSettings
+from .records import Record
 from .region_labels import open_tokenizer
 from .tag_bank import TagBank
-from .umg_clip_data import TaggedRegionDataset
+from .umg_clip_data import TaggedImage, TaggedRegionItems
 from .umg_clip_objective import UmgClipObjective
 
 
 def umg_clip_task(
-    recipe: PretrainRecipe, tower: PreTrainedModel, cache: PixelCache, tokenizer: PreTrainedTokenizerBase
+    recipe: PretrainRecipe, tower: PreTrainedModel, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase
 ) -> Task:
     """The task; the model is new, or kept as `model.keep_heads` says."""
     data, settings = recipe.data, recipe.model.umg_clip
@@ -30,8 +31,8 @@ def umg_clip_task(
     model = make(recipe.model, tower, tokenizer)
     text, spec = model.text_tower.config, model.vision_tower.spec
     tokens = CaptionTokens(tokenizer, text.max_position_embeddings, framed=True, length=model.text_length)
-    bank = TagBank.of(cache.records)
-    dataset = TaggedRegionDataset(cache, tokens, bank, spec.patch_size, data.regions_per_image, data.augment, data.view)
+    bank = TagBank.of(records)
+    items = TaggedRegionItems(tokens, bank, spec.patch_size, data.regions_per_image, data.augment, data.view)
     objective = UmgClipObjective(model, *tokens.pad([tokens(name) for name in bank.names]), settings.loss)
 
     def save(folder: Path) -> None:
@@ -39,11 +40,15 @@ def umg_clip_task(
         tower_image_processor(model.vision_tower.config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    about = (
-        f"{len(dataset)} of {len(cache)} images have captions, tags or regions with words; "
-        f"{dataset.regions} regions in all, {dataset.masks} with a mask; {len(bank)} tags"
+    return Task(
+        objective, model.vision_tower, items, save, _about, f"{len(bank)} tags", tower="model.vision_tower.tower"
     )
-    return Task(objective, dataset, dataset.collate, save, about, tower="model.vision_tower.tower")
+
+
+def _about(known: Sequence[TaggedImage]) -> str:
+    regions = [region for image in known for region in image.regions]
+    with_mask = sum(region.mask is not None for region in regions)
+    return f"captions, tags or regions with words; {len(regions)} regions in all, {with_mask} with a mask"
 
 
 def _new(recipe: PretrainModel, tower: Any, tokenizer: PreTrainedTokenizerBase) -> UmgClipModel:

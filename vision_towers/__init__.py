@@ -10,8 +10,11 @@ from .describe import TowerSpec, describe_tower, register_tower, registered_towe
 from .errors import UserError
 from .image_processor import tower_image_processor
 from .load import encode_regions, load_tower, load_umg_clip, pad_boxes
+from .model_card import CardFacts, write_tower_card
 from .outputs import TowerFeatures, TowerOutput
+from .push import push_folder
 from .register import register_all
+from .remote_code import export_native, export_remote_code
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionConfig, RoiVisionModel
@@ -21,6 +24,7 @@ from .umg_clip_vision import UmgClipVisionConfig, UmgClipVisionModel, UmgClipVis
 register_all()
 
 __all__ = [
+    "CardFacts",
     "ClocConfig",
     "ClocModel",
     "ClocOutput",
@@ -44,12 +48,16 @@ __all__ = [
     "add_convpass",
     "describe_tower",
     "encode_regions",
+    "export_native",
+    "export_remote_code",
     "load_convpass",
     "load_tower",
     "load_umg_clip",
     "pad_boxes",
+    "push_folder",
     "register_tower",
     "registered_towers",
     "save_convpass",
     "tower_image_processor",
+    "write_tower_card",
 ]

@@ -2,6 +2,7 @@
 
 from .coco_box import CocoBoxConfig, classify_coco_boxes, coco_box_table
 from .detection import DetectConfig
+from .during import neighbours_during
 from .lit import LitConfig
 from .prompts import read_templates
 from .run import ProbeConfig, probe, probe_table
@@ -13,6 +14,7 @@ __all__ = [
     "ProbeConfig",
     "classify_coco_boxes",
     "coco_box_table",
+    "neighbours_during",
     "probe",
     "probe_table",
     "read_templates",

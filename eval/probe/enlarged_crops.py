@@ -51,7 +51,7 @@ def enlarged_crops(
             wanted = [(r, label) for r, label in zip(record.regions, labels(record), strict=True) if label != NO_CLASS]
             if not wanted:
                 continue
-            image = load_record_image(records, record)
+            image = load_record_image(records.root, record)
             for region, label in wanted:
                 classes.append(label)
                 images.append(row)

@@ -29,7 +29,7 @@ def stretched(records: RecordSet, side: int) -> PixelCache:
     good, bad = [], []
     for record in records.records:
         try:
-            image = load_record_image(records, record)
+            image = load_record_image(records.root, record)
         except ImageError as error:
             bad.append(BadRecord(record.image, str(error)))
             refuse_too_many_bad(records.path, bad, len(records))

@@ -23,8 +23,10 @@ COMMANDS = (
     "instruct",
     "eval",
     "probe",
+    "segment",
     "lmms-tasks",
     "chat",
+    "export",
     "bench",
 )
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from regiontower.train_stages.engine import Part, run_stage
-from regiontower.train_stages.engine.run_log import read_rows
+from regiontower.train_stages.engine.run_log import LOG_FILE, LogRow, read_rows
 from regiontower.train_stages.recipe import TrainConfig
 
 
@@ -109,10 +109,10 @@ def test_two_processes_equal_one_and_resume(tmp_path, capfd):
     assert in_two_processes(tmp_path / "again", 2) == [0, 0]
     assert capfd.readouterr().err.count("What trains") == 1  # one process speaks
 
-    one = read_rows(tmp_path / "one")
+    one = read_rows(tmp_path / "one" / LOG_FILE, LogRow)
     expected_weights = load_file(tmp_path / "one" / "model.safetensors")
     for name in ("two", "again"):
-        rows = read_rows(tmp_path / name)
+        rows = read_rows(tmp_path / name / LOG_FILE, LogRow)
         assert [row.step for row in rows] == [row.step for row in one] == list(range(1, 8))
         for row, expected in zip(rows, one, strict=True):
             assert row.loss == pytest.approx(expected.loss, abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -9,15 +10,24 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_model
 from torch import nn
 from transformers import TrainerCallback
 
-from regiontower.train_stages.engine import AuditError, Part, StageInterrupted, run_stage, weights_hash
+from regiontower.train_stages.engine import (
+    AuditError,
+    HeldOut,
+    Part,
+    StageInterrupted,
+    StreamedDataset,
+    run_stage,
+    weights_hash,
+)
 from regiontower.train_stages.engine.run_dir import checkpoints
-from regiontower.train_stages.engine.run_log import read_rows
+from regiontower.train_stages.engine.run_log import EVAL_FILE, LOG_FILE, EvalRow, LogRow, read_rows
 from regiontower.train_stages.recipe import TrainConfig, load_recipe
 from regiontower.vision_towers.errors import UserError
 
@@ -106,8 +116,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
-    assert [(row.step, row.loss, row.lr, row.metrics) for row in read_rows(one)] == [
-        (row.step, row.loss, row.lr, row.metrics) for row in read_rows(other)
+    assert [(row.step, row.loss, row.lr, row.metrics) for row in read_rows(one / LOG_FILE, LogRow)] == [
+        (row.step, row.loss, row.lr, row.metrics) for row in read_rows(other / LOG_FILE, LogRow)
     ]
 
 
@@ -138,7 +148,7 @@ def test_a_run_directory_holds_all_it_should(tmp_path):
     assert stage["audit"]["moved"] == {"head": 5} and stage["audit"]["frozen_unchanged"] == 7
     assert [row["trainable"] for row in stage["parts"]] == [0, 8 * 8 + 8 + 9 + 1]
 
-    rows = read_rows(tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / LOG_FILE, LogRow)
     assert [row.step for row in rows] == list(range(1, 9)) and rows[-1].samples == 16
     assert rows[0].lr["head"] > 0 and "tower" not in rows[0].lr
     assert rows[0].loss == pytest.approx(result_loss_at_start(), rel=1e-6)
@@ -188,7 +198,7 @@ def test_resume_after_a_crash_takes_the_lost_steps_again(tmp_path):
     run(tmp_path / "straight")
     with pytest.raises(RuntimeError, match="power cut"):
         run(tmp_path / "crashed", callbacks=[Crash()])
-    assert [row.step for row in read_rows(tmp_path / "crashed")] == [1, 2, 3, 4, 5]
+    assert [row.step for row in read_rows(tmp_path / "crashed" / LOG_FILE, LogRow)] == [1, 2, 3, 4, 5]
     (tmp_path / "crashed" / "checkpoints" / "checkpoint-5").mkdir()  # one it was in the middle of writing
     with (tmp_path / "crashed" / "log.jsonl").open("a") as log:
         log.write('{"step": 6, "lo')
@@ -255,7 +265,7 @@ def test_a_budget_of_minutes_ends_the_run_and_counts_what_was_spent(tmp_path):
     spent = stage_of(tmp_path / "run")["seconds"]
     assert 0 < spent < 1.5
     result = run(tmp_path / "run", train, model=ToyModel(seed=7))
-    rows = read_rows(tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / LOG_FILE, LogRow)
     assert result.steps > 3 and [row.step for row in rows] == list(range(1, result.steps + 1))
     assert rows[3].seconds > spent
     assert 1.5 <= result.seconds < 1.5 + 1.0  # overshoots by one step at most
@@ -319,15 +329,74 @@ def test_bf16_and_workers_and_plain_sgd(tmp_path):
     assert all(value.dtype in (torch.float32, torch.int64) for value in weights(tmp_path / "run").values())
 
 
-def test_an_iterable_dataset_needs_no_length(tmp_path):
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            rows = NoisyRows()
-            return iter([rows.x[i], rows.x[i].sum()] for i in [*range(12)] * 3)
+class Counted(StreamedDataset):
+    """Rows of `NoisyRows` without end; what was read and made is noted."""
 
-    assert run(tmp_path / "run", dataset=Stream()).steps == 8
+    def __init__(self, bad=()):
+        self.rows, self.bad, self.read, self.made = NoisyRows(), set(bad), [], []
+
+    def examples(self, rank, processes):
+        for number in itertools.count(rank, processes):
+            self.read.append(number)
+            yield number
+
+    def item(self, example):
+        self.made.append(example)
+        return None if example in self.bad else self.rows[example % len(self.rows)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_resumes_where_it_was_whatever_reads_it(tmp_path, workers):
+    whole = run(tmp_path / "whole", TrainConfig(steps=6, batch_size=4, log_steps=1), dataset=Counted())
+    train = TrainConfig(steps=6, batch_size=4, log_steps=1, workers=workers)
+    with pytest.raises(StageInterrupted):
+        run(tmp_path / "cut", train, dataset=Counted(), callbacks=[SignalAt(4)])
+    stream = Counted()
+    again = run(tmp_path / "cut", train, dataset=stream)
+    assert whole.steps == again.steps == 6
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    if not workers:
+        assert min(stream.made) == 16 and min(stream.read) == 0  # what had been learned from is passed over unmade
+
+
+def test_what_a_stream_cannot_read_is_replaced_and_a_whole_batch_of_it_ends_the_run(tmp_path):
+    assert run(tmp_path / "run", dataset=Counted(bad=[2, 5])).steps == 8
+    with pytest.raises(UserError, match="No image of a whole batch"):
+        run(tmp_path / "other", dataset=Counted(bad=range(4, 8)))
     with pytest.raises(UserError, match=r"train\.epochs needs a dataset with a length"):
-        run(tmp_path / "other", TrainConfig(epochs=1), dataset=Stream())
+        run(tmp_path / "third", TrainConfig(epochs=1), dataset=Counted())
+
+
+def test_held_out_figures_change_nothing_and_are_kept(tmp_path):
+    seen = []
+
+    def measure():
+        seen.append(torch.rand(()).item() + np.random.rand())
+        return {"share": 0.25 * len(seen), "loss": 3.0}
+
+    plain = run(tmp_path / "plain")
+    measured = run(tmp_path / "run", held_out=HeldOut(measure, every=3))
+    assert [row.step for row in read_rows(tmp_path / "run" / EVAL_FILE, EvalRow)] == [3, 6, 8]
+    assert measured.metrics["held_out_share"] == 0.75 and "held_out_share" not in plain.metrics
+    assert_same_run(tmp_path / "plain", tmp_path / "run")
+    assert len(seen) == 3
+
+
+def test_a_batch_may_be_changed_by_the_time_of_the_run(tmp_path):
+    shares, seen = [], []
+
+    class Watching(ToyModel):
+        def forward(self, x, y):
+            seen.append(x)
+            return super().forward(x, y)
+
+    def changed(batch, share):
+        shares.append(share)
+        return {**batch, "x": torch.full_like(batch["x"], share)}
+
+    run(tmp_path / "run", model=Watching(), on_batch=changed)
+    assert shares == pytest.approx([(step + 1) / 9 for step in range(8)])
+    assert all((x == share).all() for x, share in zip(seen, shares, strict=True))
 
 
 def test_use_cache_of_the_config_survives_training(tmp_path):

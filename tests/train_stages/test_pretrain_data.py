@@ -10,7 +10,8 @@ from PIL import Image
 from regiontower.mllm.boxes import Boxes
 from regiontower.train_stages.augment import AugmentConfig, random_view
 from regiontower.train_stages.pixels import PixelCache
-from regiontower.train_stages.pretrain_data import CaptionDataset, RegionDataset, collate_regions
+from regiontower.train_stages.pretrain_data import CaptionItems, RegionItems
+from regiontower.train_stages.pretrain_items import CachedItems
 from regiontower.train_stages.record_io import RecordSet
 from regiontower.train_stages.records import Record, Region
 from regiontower.train_stages.region_labels import NO_CLASS, ObjectClasses, TextClasses, open_tokenizer
@@ -95,9 +96,9 @@ def test_a_wrong_tokenizer_path_is_one_sentence(tmp_path):
 
 def test_items_have_exactly_n_labelled_regions(cache, tokenizer):
     classes = ObjectClasses.of(RECORDS, "category", stuff=True)
-    dataset = RegionDataset(cache, classes, TextClasses(tokenizer), 5, STILL)
+    dataset = CachedItems(cache, RegionItems(classes, TextClasses(tokenizer), 5, STILL))
     assert len(dataset) == 2  # the image without regions contributes none
-    batch = collate_regions([dataset[0], dataset[1]])
+    batch = dataset.maker.collate([dataset[0], dataset[1]])
     assert batch["boxes"].shape == (2, 5, 4)
     assert batch["boxes"].dtype == torch.float32
     assert batch["region_counts"].tolist() == [5, 5]
@@ -112,8 +113,8 @@ def test_items_have_exactly_n_labelled_regions(cache, tokenizer):
 
 
 def test_without_a_tokenizer_regions_of_text_alone_are_left_out(cache):
-    dataset = RegionDataset(cache, ObjectClasses.of(RECORDS, "category", True), None, 4, STILL)
-    batch = collate_regions([dataset[0]])
+    dataset = CachedItems(cache, RegionItems(ObjectClasses.of(RECORDS, "category", True), None, 4, STILL))
+    batch = dataset.maker.collate([dataset[0]])
     assert set(batch["boxes"][0, :, 0].tolist()) == {0.0, 14.0}
     assert batch["ocr_labels"].tolist() == [[[NO_CLASS]] * 4]
 
@@ -121,14 +122,14 @@ def test_without_a_tokenizer_regions_of_text_alone_are_left_out(cache):
 def test_no_labelled_region_at_all_is_refused(cache):
     classes = ObjectClasses(["zebra"], "category", True)
     with pytest.raises(UserError, match="no image has a labelled region"):
-        RegionDataset(cache, classes, None, 4, STILL)
+        CachedItems(cache, RegionItems(classes, None, 4, STILL))
 
 
 def test_captions_end_in_the_end_token_and_are_padded(cache, tokenizer):
-    dataset = CaptionDataset(cache, tokenizer, 4, STILL)
+    dataset = CachedItems(cache, CaptionItems(tokenizer, 4, STILL))
     assert len(dataset) == 2
     items = [dataset[i] for i in (0, 1) for _ in range(8)]
-    batch = dataset.collate(items)
+    batch = dataset.maker.collate(items)
     for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         length = int(mask.sum())
         assert length <= 4
@@ -196,19 +197,21 @@ def test_a_zoomed_view_shows_a_region_whole_and_larger(seed, x, y, width, height
 
 def test_views_have_the_side_that_is_asked_for(cache):
     classes = ObjectClasses.of(RECORDS, "category", True)
-    item = RegionDataset(cache, classes, None, 4, STILL, view=28)[0]
+    item = CachedItems(cache, RegionItems(classes, None, 4, STILL, view=28))[0]
     assert item["pixel_values"].shape == (3, 28, 28)
     assert set(item["boxes"][:, 0].tolist()) == {0.0, 7.0}  # half of 0 and 14
 
 
 def test_captions_of_a_view_name_what_it_shows(cache, tokenizer):
-    still = CaptionDataset(cache, tokenizer, 64, STILL, "visible")
+    still = CachedItems(cache, CaptionItems(tokenizer, 64, STILL, "visible"))
     assert len(still) == 2  # the record without regions is left out
     seen = {tokenizer.decode(still[0]["input_ids"][:-1]) for _ in range(60)}
     assert {"dog", "cup", "dog, cup", "cup, dog"} <= seen
     named = {part for caption in seen for part in caption.split(", ")}
     assert named == {"dog", "cup", '"to be or not to be"'}
-    near = CaptionDataset(cache, tokenizer, 64, AugmentConfig(1.0, 0.0, 0.0, zoom=1.0, zoom_max=1.05), "visible")
+    near = CachedItems(
+        cache, CaptionItems(tokenizer, 64, AugmentConfig(1.0, 0.0, 0.0, zoom=1.0, zoom_max=1.05), "visible")
+    )
     lengths = {len(tokenizer.decode(near[0]["input_ids"][:-1]).split(", ")) for _ in range(30)}
     assert lengths == {1}  # a window of 17 px holds one region of 12 px, and less than half of its neighbour
 

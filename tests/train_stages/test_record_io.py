@@ -185,10 +185,10 @@ def test_checked_images_that_disagree_or_are_missing_make_bad_records(three_imag
     assert "80 x 100 after EXIF transpose, but the record says 100 x 80" in found.bad[0].reason
     assert f"image_root {three_images.parent}" in found.bad[1].reason
 
-    assert load_record_image(unchecked, unchecked.records[0]).size == (100, 80)
+    assert load_record_image(unchecked.root, unchecked.records[0]).size == (100, 80)
     for record, reason in zip(unchecked.records[1:], ("80 x 100", "no such file"), strict=True):
         with pytest.raises(UserError, match=f"record of {record.image}.*{reason}"):
-            load_record_image(unchecked, record)
+            load_record_image(unchecked.root, record)
 
 
 def test_image_root_replaces_the_folder_of_the_file(three_images, tmp_path):

@@ -11,10 +11,11 @@ from regiontower.train_stages.mask_coverage import patch_coverage
 from regiontower.train_stages.masks import encode_mask
 from regiontower.train_stages.pixels import PixelCache
 from regiontower.train_stages.pretrain_data import CaptionTokens
+from regiontower.train_stages.pretrain_items import CachedItems
 from regiontower.train_stages.record_io import RecordSet
 from regiontower.train_stages.records import Mask, Record, Region
 from regiontower.train_stages.tag_bank import TagBank
-from regiontower.train_stages.umg_clip_data import TaggedRegionDataset
+from regiontower.train_stages.umg_clip_data import TaggedRegionItems
 from regiontower.vision_towers.errors import UserError
 
 WIDTH, HEIGHT, SIDE, PATCH = 80, 40, 56, 14
@@ -57,8 +58,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def make(cache, tiny_tokenizer):
-    def build(augment=STILL, count=4, **options) -> TaggedRegionDataset:
-        return TaggedRegionDataset(cache, CaptionTokens(tiny_tokenizer, 32), BANK, PATCH, count, augment, **options)
+    def build(augment=STILL, count=4, **options) -> CachedItems:
+        tokens = CaptionTokens(tiny_tokenizer, 32)
+        return CachedItems(cache, TaggedRegionItems(tokens, BANK, PATCH, count, augment, **options))
 
     return build
 
@@ -74,7 +76,9 @@ def test_two_spellings_are_one_tag():
 
 def test_an_item_says_what_the_record_says(make, tiny_tokenizer):
     dataset = make()
-    assert (len(dataset), dataset.regions, dataset.masks) == (3, 4, 2)  # the last record has nothing to say
+    assert len(dataset) == 3  # the last record has nothing to say
+    regions = [region for image in dataset.known for region in image.regions]
+    assert (len(regions), sum(region.mask is not None for region in regions)) == (4, 2)
     texts, captions = set(), set()
     expected = {"cup": ["cup", "red"], "dog": ["dog"], "sign": []}
     for _ in range(40):
@@ -136,7 +140,7 @@ def test_a_batch_is_padded_and_says_which_images_have_a_caption(make):
     torch.manual_seed(3)
     dataset = make(count=2)
     items = [dataset[i] for i in (2, 0, 1)]
-    batch = dataset.collate(items)
+    batch = dataset.maker.collate(items)
     assert batch["captioned"].tolist() == [False, True, True] and len(batch["input_ids"]) == 2
     assert batch["region_counts"].tolist() == [0, 2, 1] and len(batch["region_input_ids"]) == 3
     assert batch["boxes"].shape == (3, 2, 4) and batch["masks"].shape == (3, 2, 4, 4)
@@ -149,14 +153,14 @@ def test_a_batch_is_padded_and_says_which_images_have_a_caption(make):
         assert (batch["region_tags"][row, count:] == -1).all()
         assert names(batch["image_tags"][row]) == names(item["image_tags"])
     torch.manual_seed(3)
-    assert torch.equal(dataset.collate(items)["tag_seed"], batch["tag_seed"])
-    assert not torch.equal(dataset.collate(items)["tag_seed"], batch["tag_seed"])
+    assert torch.equal(dataset.maker.collate(items)["tag_seed"], batch["tag_seed"])
+    assert not torch.equal(dataset.maker.collate(items)["tag_seed"], batch["tag_seed"])
 
 
 def test_nothing_to_learn_from_is_one_sentence(cache, tiny_tokenizer):
     silent = PixelCache(cache.pixels[3:], cache.frames[3:], cache.records[3:], [])
     with pytest.raises(UserError, match="no record has captions, tags or regions with words"):
-        TaggedRegionDataset(silent, CaptionTokens(tiny_tokenizer, 32), BANK, PATCH, 4, STILL)
+        CachedItems(silent, TaggedRegionItems(CaptionTokens(tiny_tokenizer, 32), BANK, PATCH, 4, STILL))
 
 
 def test_texts_framed_and_padded_as_a_pair_s_tokenizer_does():

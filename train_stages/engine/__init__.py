@@ -2,17 +2,21 @@
 
 from .arguments import join_processes
 from .audit import AuditError, AuditResult
+from .held_out import HeldOut
 from .interrupt import StageInterrupted
 from .manifest import weights_hash
 from .parts import Part, apply_parts, part_rows, trainability_table
 from .run import StageResult, finished_result, run_stage
+from .streamed import StreamedDataset
 
 __all__ = [
     "AuditError",
     "AuditResult",
+    "HeldOut",
     "Part",
     "StageInterrupted",
     "StageResult",
+    "StreamedDataset",
     "apply_parts",
     "finished_result",
     "join_processes",

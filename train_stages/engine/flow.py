@@ -10,14 +10,17 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainingArguments
 
 from .audit import AuditResult, MoveAudit
+from .held_out import HeldOut
 from .interrupt import StopRequest
 from .parts import Part
+from .run_log import EvalRow
 from .schedule import Clock
+from .seeded_data import generators_put_back
 from .trainer import StageTrainer
 
 
 class StageFlow(TrainerCallback):
-    """Everything that happens between steps: clock, stop, check after step 1, epoch of the data."""
+    """Everything that happens between steps: clock, stop, check after step 1, epoch of the data, held-out figures."""
 
     def __init__(
         self,
@@ -26,9 +29,12 @@ class StageFlow(TrainerCallback):
         parts: Sequence[Part],
         on_audit: Callable[[AuditResult], None],
         on_step: Callable[[], None],
+        held_out: HeldOut | None = None,
+        on_eval: Callable[[EvalRow], None] = lambda row: None,
     ) -> None:
         self._clock, self._stop, self._parts = clock, stop, parts
         self._on_audit, self._on_step = on_audit, on_step
+        self._held_out, self._on_eval = held_out, on_eval
         self._audit: MoveAudit | None = None
         self.stopped = False  # from outside, by a signal
         self.trainer: StageTrainer | None = None  # set once it exists; Trainer takes its callbacks first
@@ -63,7 +69,18 @@ class StageFlow(TrainerCallback):
         if control.should_save:
             control.should_log = True  # the mean loss since the last row is not part of a checkpoint
         self._on_step()
+        if self._held_out is not None and self._held_out.due(self._clock.step, self._clock.done()):
+            self._evaluate(self._held_out)
         return control
+
+    def _evaluate(self, held_out: HeldOut) -> None:
+        """As if nothing had happened: neither the clock nor the random generators move."""
+        assert self.trainer is not None
+        model = self.trainer.bare_model()
+        with self._clock.pause(), generators_put_back():
+            model.eval()  # the next training step puts it back
+            figures = held_out.measure()
+        self._on_eval(EvalRow(self._clock.step, round(self._clock.elapsed, 3), figures))
 
 
 def _reduce_device(args: TrainingArguments) -> torch.device:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .run_log import LogRow
+from .run_log import EvalRow, LogRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PLOT_FILE = "loss.png"
 
@@ -20,16 +24,21 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
     return result
 
 
-def plot_run(rows: Sequence[LogRow], path: Path, title: str) -> None:
-    """Write a PNG of the loss (raw and smoothed) above the learning rate of every trained part; no rows, no picture."""
+def plot_run(rows: Sequence[LogRow], evals: Sequence[EvalRow], path: Path, title: str) -> None:
+    """Write a PNG of the loss (raw and smoothed) above the figures on held-out data, if there are any, and the learning
+    rate of every trained part; no rows, no picture."""
     if not rows:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    heights = (4, 2, 1) if evals else (4, 1)
+    figure = Figure(figsize=(8, 5 * sum(heights) / 5), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    upper, lower = axes[0], axes[-1]
+    if evals:
+        _plot_evals(axes[1], evals)
     steps = [row.step for row in rows]
     losses = [row.loss for row in rows]
     upper.plot(steps, losses, color="0.75", linewidth=1, marker="." if len(rows) < 30 else "", label="loss")
@@ -54,3 +63,20 @@ def plot_run(rows: Sequence[LogRow], path: Path, title: str) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     figure.savefig(beside, dpi=110, format="png")
     os.replace(beside, path)
+
+
+def _plot_evals(axis: Axes, evals: Sequence[EvalRow]) -> None:
+    """Shares on the left; losses and the like, which may be above 1, on the right."""
+    names = dict.fromkeys(name for row in evals for name in row.figures)
+    beside = None
+    for number, name in enumerate(names):
+        points = [(row.step, row.figures[name]) for row in evals if name in row.figures]
+        target = axis
+        if max(value for _, value in points) > 1:
+            target = beside = beside or axis.twinx()
+        steps, values = zip(*points, strict=True)
+        target.plot(steps, values, color=f"C{number + 1}", marker="o", markersize=3, label=name)
+    axis.set_ylabel("held out")
+    axis.grid(alpha=0.3)
+    drawn = [line for one in (axis, beside) if one is not None for line in one.get_lines()]
+    axis.legend(handles=drawn, frameon=False, fontsize=8, ncols=4)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
-from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from ...vision_towers.errors import UserError
@@ -21,15 +20,17 @@ from .attention import attention_kernels, without_caches
 from .audit import AuditResult
 from .compiling import compiled_blocks
 from .flow import StageFlow
+from .held_out import HeldOut
 from .interrupt import StageInterrupted, StopRequest
 from .manifest import machine, parent_record, read_stage, versions
 from .parts import Part, apply_parts, part_rows, trainability_table
 from .progress import ProgressReport
 from .run_book import RunBook
 from .run_dir import CHECKPOINTS, plan_run
-from .run_log import LogRow
+from .run_log import EvalRow, LogRow
 from .schedule import Clock, plan_steps
 from .seeded_data import SeededCollate, SeededDataset
+from .streamed import SeededStream, StreamedDataset
 from .trainer import CLOCK_FILE, StageTrainer
 
 _ENDLESS = 10**9  # Trainer wants a number of steps even where the clock ends the run
@@ -40,10 +41,10 @@ class StageResult:
     """What a stage came to.
 
     Attributes:
-        run_dir: holds the model files, recipe.yaml, stage.json, log.jsonl, loss.png and checkpoints/.
+        run_dir: holds the model files, recipe.yaml, stage.json, log.jsonl, eval.jsonl, loss.png and checkpoints/.
         steps: optimizer steps; seconds: training time, resumed runs included.
         final_loss: mean over the last tenth of the logged rows; None when nothing was logged.
-        metrics: means of the model's own metrics over the same rows.
+        metrics: means of the model's own metrics over the same rows, and what was measured last on held-out data.
     """
 
     run_dir: Path
@@ -67,6 +68,8 @@ def run_stage(
     data: Mapping[str, str],
     save: Callable[[Path], None],
     before_save: Callable[[], None] = lambda: None,
+    held_out: HeldOut | None = None,
+    on_batch: Callable[[dict[str, Any], float], dict[str, Any]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     device: str = "auto",
     overwrite: bool = False,
@@ -78,7 +81,7 @@ def run_stage(
             and, if it likes, `metrics: dict[str, float]`, which are averaged into the log.
         parts: every parameter belongs to exactly one; lr 0 freezes. Also sets `requires_grad`.
         dataset: map-style (items may use the global random generators: they are seeded per seed, epoch and index) or
-            an `IterableDataset` (its order is its own affair).
+            a `StreamedDataset`, whose items have the same right.
         collate: list of items -> dict of tensors.
         recipe: the resolved recipe (dataclass), written to recipe.yaml; a run resumes only with an equal one.
         stage: "pretrain", "pretrain-lm", "align", "instruct": what stage.json, the plot and the progress bar say.
@@ -87,6 +90,9 @@ def run_stage(
         save: writes the final model (and processor) into the directory it is given; the files are then moved into
             `run_dir`, so that a crash leaves no half-written model there. It is called in the first process only.
         before_save: called in every process before `save`: what processes have to put together.
+        held_out: what is measured during the run, and when; the figures go to eval.jsonl, the plot and, the last ones
+            as `held_out_...`, to the result's metrics.
+        on_batch: (batch, share of the run that lies behind) -> the batch that the model gets.
         device: auto, cpu, cuda or mps. Under torchrun every process runs this function; on CPU they talk over gloo.
         overwrite: remove the run that stands in `run_dir` first.
 
@@ -100,6 +106,7 @@ def run_stage(
         torch.set_num_threads(train.threads)
     samples = len(dataset) if isinstance(dataset, Sized) else None
     args = training_arguments(train, run_dir / CHECKPOINTS, samples, device)
+    args.ignore_data_skip = isinstance(dataset, StreamedDataset)  # it begins in the right place by itself
     console = Console(stderr=True, quiet=not args.should_log)
     known_parents = decided_by_first(args, lambda: {name: parent_record(path) for name, path in parents.items()})
     plan = decided_by_first(
@@ -156,10 +163,15 @@ def run_stage(
             first = ", ".join(result.no_gradient[:3])
             report.say(f"{len(result.no_gradient)} trained tensors got no gradient in the first step: {first} ...")
 
+    def on_eval(row: EvalRow) -> None:
+        book.evaluated(row)
+        found = "  ".join(f"{name} {value:.4g}" for name, value in row.figures.items())
+        report.say(f"step {row.step}, held out: {found}")
+
     stop = StopRequest()
-    flow = StageFlow(clock, stop, parts, on_audit, report.step)
-    if not isinstance(dataset, IterableDataset):
-        dataset, collate = SeededDataset(dataset, train.seed), SeededCollate(collate)
+    flow = StageFlow(clock, stop, parts, on_audit, report.step, held_out, on_eval)
+    seeded = SeededStream if isinstance(dataset, StreamedDataset) else SeededDataset
+    dataset, collate = seeded(dataset, train.seed), SeededCollate(collate)
     with without_caches(model):  # around the Trainer's beginning, which switches some off for good
         trainer = StageTrainer(
             model=model,
@@ -169,6 +181,7 @@ def run_stage(
             clock=clock,
             dataset=dataset,
             collate=collate,
+            on_batch=on_batch,
             callbacks=[flow, *callbacks],
             on_row=on_row,
         )

@@ -1,4 +1,4 @@
-"""The written side of a run: stage.json, log.jsonl, loss.png and the model files, kept by process 0."""
+"""The written side of a run: stage.json, log.jsonl, eval.jsonl, loss.png and the model files, kept by process 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .audit import AuditResult
 from .manifest import write_stage
 from .plots import PLOT_FILE, plot_run
 from .run_dir import CHECKPOINTS, RECIPE_FILE
-from .run_log import LogRow, append_row, keep_rows_until, read_rows, tail_means
+from .run_log import EVAL_FILE, LOG_FILE, EvalRow, LogRow, append_row, keep_rows_until, tail_means
 from .schedule import Clock
 
 _MODEL_BESIDE = ".model"
@@ -32,6 +32,7 @@ class RunBook:
     clock: Clock
     enabled: bool = True
     _rows: list[LogRow] = field(default_factory=list)
+    _evals: list[EvalRow] = field(default_factory=list)
 
     def open(self, recipe: object) -> None:
         """Write recipe.yaml and stage.json; drop log rows and half-written files behind the point of resumption."""
@@ -41,15 +42,21 @@ class RunBook:
         for leftover in (self.run_dir / CHECKPOINTS).glob("checkpoint-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         shutil.rmtree(self.run_dir / _MODEL_BESIDE, ignore_errors=True)
-        keep_rows_until(self.run_dir, self.clock.step)
-        self._rows = read_rows(self.run_dir)
+        self._rows = keep_rows_until(self.run_dir / LOG_FILE, self.clock.step, LogRow)
+        self._evals = keep_rows_until(self.run_dir / EVAL_FILE, self.clock.step, EvalRow)
         self._write("running")
 
     def row(self, row: LogRow) -> None:
         """One more row of log.jsonl."""
         if self.enabled:
             self._rows.append(row)
-            append_row(self.run_dir, row)
+            append_row(self.run_dir / LOG_FILE, row)
+
+    def evaluated(self, row: EvalRow) -> None:
+        """One more row of eval.jsonl."""
+        if self.enabled:
+            self._evals.append(row)
+            append_row(self.run_dir / EVAL_FILE, row)
 
     def audit(self, result: AuditResult) -> None:
         """Note the check after step 1."""
@@ -73,11 +80,12 @@ class RunBook:
         """Draw the plot and write the last stage.json of this session ("finished" or "interrupted")."""
         if self.enabled:
             title = f"{self.stage['stage']}: {self.clock.step} steps, {self.clock.elapsed / 60:.1f} min"
-            plot_run(self._rows, self.run_dir / PLOT_FILE, title)
+            plot_run(self._rows, self._evals, self.run_dir / PLOT_FILE, title)
             self._write(status)
 
     def _write(self, status: str) -> None:
         final_loss, metrics = tail_means(self._rows)
+        held_out = self._evals[-1].figures if self._evals else {}
         best = min(self._rows, key=lambda row: row.loss, default=None)
         self.stage |= {
             "status": status,
@@ -86,6 +94,6 @@ class RunBook:
             "samples": self._rows[-1].samples if self._rows else 0,
             "final_loss": final_loss,
             "best_loss": {"loss": best.loss, "step": best.step} if best else None,
-            "metrics": metrics,
+            "metrics": metrics | {f"held_out_{name}": value for name, value in held_out.items()},
         }
         write_stage(self.run_dir, self.stage)

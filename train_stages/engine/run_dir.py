@@ -13,7 +13,7 @@ from ...vision_towers.errors import UserError
 from ..recipe import flatten, plain, read_yaml
 from .manifest import STAGE_FILE, read_stage
 from .plots import PLOT_FILE
-from .run_log import LOG_FILE
+from .run_log import EVAL_FILE, LOG_FILE
 
 RECIPE_FILE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
@@ -107,7 +107,7 @@ def last_checkpoint(run_dir: Path) -> Path | None:
 
 def remove_run(run_dir: Path) -> None:
     """Remove a run's own files; whatever else a user keeps in the directory stays."""
-    for name in (STAGE_FILE, RECIPE_FILE, LOG_FILE, PLOT_FILE):
+    for name in (STAGE_FILE, RECIPE_FILE, LOG_FILE, EVAL_FILE, PLOT_FILE):
         (run_dir / name).unlink(missing_ok=True)
     for file in run_dir.glob("*.safetensors*"):  # weights of the old run must not pass for those of the new one
         file.unlink()

@@ -1,4 +1,4 @@
-"""`log.jsonl`: one line for each logged step."""
+"""`log.jsonl`, one line for each logged step, and `eval.jsonl`, one for each measurement on held-out data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from .manifest import write_atomically
 
 LOG_FILE = "log.jsonl"
+EVAL_FILE = "eval.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,28 +37,41 @@ class LogRow:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def append_row(run_dir: Path, row: LogRow) -> None:
+@dataclass(frozen=True)
+class EvalRow:
+    """What was measured on held-out data after `step` optimizer steps and `seconds` of training."""
+
+    step: int
+    seconds: float
+    figures: dict[str, float]
+
+
+Row = TypeVar("Row", LogRow, EvalRow)
+
+
+def append_row(path: Path, row: LogRow | EvalRow) -> None:
     """One write call per line, so that a crash leaves at most one broken last line."""
-    with (run_dir / LOG_FILE).open("a", encoding="utf-8") as stream:
+    with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(row)) + "\n")
 
 
-def read_rows(run_dir: Path) -> list[LogRow]:
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """All rows; a line that a crash left unfinished is not one."""
-    path = run_dir / LOG_FILE
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            rows.append(LogRow(**json.loads(line)))
+            rows.append(kind(**json.loads(line)))
         except (json.JSONDecodeError, TypeError):
             continue
     return rows
 
 
-def keep_rows_until(run_dir: Path, step: int) -> None:
-    """Drop the rows after `step`: the resumed run takes these steps again."""
-    lines = [json.dumps(asdict(row)) + "\n" for row in read_rows(run_dir) if row.step <= step]
-    write_atomically(run_dir / LOG_FILE, "".join(lines))
+def keep_rows_until(path: Path, step: int, kind: type[Row]) -> list[Row]:
+    """Drop the rows after `step`, as the resumed run takes these steps again; the rows that are left."""
+    rows = [row for row in read_rows(path, kind) if row.step <= step]
+    if rows or path.is_file():
+        write_atomically(path, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    return rows
 
 
 def tail_means(rows: Sequence[LogRow]) -> tuple[float | None, dict[str, float]]:

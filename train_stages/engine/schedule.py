@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ...vision_towers.errors import UserError
@@ -35,6 +36,16 @@ class Clock:
     def now(self) -> float:
         """Seconds of training so far, read from the wall clock."""
         return self.elapsed if self._started is None else self._before + time.monotonic() - self._started
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens in here is not training: its time is not counted."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._started is not None:
+                self._started += time.monotonic() - began
 
     def tick(self, step: int, elapsed: float) -> None:
         self.step, self.elapsed = step, elapsed

@@ -25,7 +25,7 @@ class EpochSampler(Sampler[int]):
         return self._length
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(_mix(self._seed, self._epoch, -1))
+        generator = torch.Generator().manual_seed(mixed_seed(self._seed, self._epoch, -1))
         yield from torch.randperm(self._length, generator=generator).tolist()
 
 
@@ -53,11 +53,11 @@ class SeededDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> SeededBatch:
         """torch's loader asks for a whole batch here: the generators are put aside once, not once per item."""
-        keys = [_mix(self._seed, self._epoch, index) for index in indices]
+        keys = [mixed_seed(self._seed, self._epoch, index) for index in indices]
         items = []
-        with _generators_put_back():
+        with generators_put_back():
             for key, index in zip(keys, indices, strict=True):
-                _seed_generators(key)
+                seed_generators(key)
                 items.append(self._dataset[index])
         return SeededBatch(keys[0] + 1, items)
 
@@ -76,13 +76,13 @@ class SeededCollate:
         self._collate = collate
 
     def __call__(self, batch: Any) -> Any:
-        with _generators_put_back():
-            _seed_generators(batch.key)
+        with generators_put_back():
+            seed_generators(batch.key)
             return self._collate(batch.items)
 
 
 @contextmanager
-def _generators_put_back() -> Iterator[None]:
+def generators_put_back() -> Iterator[None]:
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -92,12 +92,12 @@ def _generators_put_back() -> Iterator[None]:
         torch.set_rng_state(cpu)
 
 
-def _seed_generators(key: int) -> None:
+def seed_generators(key: int) -> None:
     random.seed(key)
     np.random.seed(key % 2**32)
     torch.default_generator.manual_seed(key)  # torch.manual_seed would also reseed every GPU
 
 
-def _mix(seed: int, epoch: int, index: int) -> int:
+def mixed_seed(seed: int, epoch: int, index: int) -> int:
     """63 well-spread bits of the three numbers."""
     return int(np.random.SeedSequence([seed % 2**32, epoch, index + 1]).generate_state(1, np.uint64)[0]) >> 1

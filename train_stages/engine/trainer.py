@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -35,6 +35,7 @@ from .shards import (
     shared_parameters,
     without_shards,
 )
+from .streamed import SeededStream, StreamSampler
 
 CLOCK_FILE = "clock.json"
 KEPT_CHECKPOINTS = 2
@@ -53,10 +54,12 @@ class StageTrainer(Trainer):
         clock: Clock,
         dataset: Any,
         collate: Callable[[list], Any],
+        on_batch: Callable[[dict[str, Any], float], dict[str, Any]] | None,
         callbacks: Sequence[TrainerCallback],
         on_row: Callable[[LogRow], None],
     ) -> None:
         self._train, self._parts, self._clock, self._on_row = train, parts, clock, on_row
+        self._on_batch = on_batch
         self._frozen = frozen_modules(model, parts)
         self._sampler: EpochSampler | None = None
         self._metrics: dict[str, list[float | torch.Tensor]] = {}
@@ -80,6 +83,24 @@ class StageTrainer(Trainer):
             return None
         self._sampler = EpochSampler(len(dataset), self._train.seed)
         return self._sampler
+
+    def get_train_dataloader(self) -> DataLoader:
+        """For a stream, one that begins where this run does. accelerate is left out: each process streams its own part,
+        which accelerate would divide again."""
+        stream = self.train_dataset
+        if not isinstance(stream, SeededStream):
+            return super().get_train_dataloader()
+        first = self._clock.step * self._train.batch_size * self._train.grad_accum
+        return DataLoader(
+            stream,
+            batch_size=self._train.batch_size,
+            sampler=StreamSampler(stream.stream, first, self.args.process_index, self.args.world_size),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            # The loader draws a seed of its own when it begins, which a resumed run does once more.
+            generator=torch.Generator().manual_seed(self._train.seed),
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell sampler and dataset the epoch.
@@ -132,6 +153,8 @@ class StageTrainer(Trainer):
     ) -> Any:
         for module in self._frozen:  # training_step has just put the whole model in train mode
             module.eval()
+        if self._on_batch is not None:
+            inputs = self._on_batch(inputs, self._clock.progress())
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         metrics = outputs.get("metrics") if isinstance(outputs, Mapping) else getattr(outputs, "metrics", None)
         for name, value in (metrics or {}).items():

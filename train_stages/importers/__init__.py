@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from ...vision_towers.errors import UserError
 from ..records import Record
 from .coco import import_coco
+from .coco_panoptic import import_coco_panoptic
 from .fields import NothingToImport
 from .llava import import_llava
 from .records import import_records
@@ -47,6 +48,7 @@ def importer_names() -> tuple[str, ...]:
 register_importer("records", import_records)
 register_importer("xywh_jsonl", import_xywh_jsonl)
 register_importer("coco", import_coco)
+register_importer("coco_panoptic", import_coco_panoptic)
 register_importer("llava", import_llava)
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "NothingToImport",
     "get_importer",
     "import_coco",
+    "import_coco_panoptic",
     "import_llava",
     "import_records",
     "import_xywh_jsonl",

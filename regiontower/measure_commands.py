@@ -1,0 +1,195 @@
+"""Subcommands that measure: models through lmms-eval, towers by probes and segmentation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Dtype, ImageRoot, Json, Out, RecordFormat, report
+
+app = typer.Typer()
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="nano, a run directory, a checkpoint folder or a hub id.")],
+    data: Annotated[Path, typer.Option("--data", help="A file of region records.")],
+    out: Out,
+    tasks: Annotated[
+        str, typer.Option(help="Comma separated: grounding, referring, reading, absent; all of them by default.")
+    ] = "",
+    format_: RecordFormat = "records",
+    image_root: ImageRoot = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows a task.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    json_: Json = False,
+) -> None:
+    """Grounding, referring and reading on region records, through lmms-eval."""
+    from .eval.run import evaluate as run
+
+    result = run(
+        model,
+        data,
+        [name.strip() for name in tasks.split(",")] if tasks else None,
+        out,
+        format=format_,
+        image_root=image_root,
+        limit=limit,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+    report({"tasks": result.tasks, "out": str(result.out)}, json_)
+
+
+@app.command()
+def probe(
+    tower: Annotated[str, typer.Argument(help="A packaged name, a run directory, a checkpoint folder or a hub id.")],
+    data: Annotated[Path, typer.Option("--data", help="Region records that classifiers learn from.")],
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Records they are tested on; by their split when absent.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="What a class is: category, tags or cluster.")] = "category",
+    readout: Annotated[str, typer.Option(help="Comma separated: own, roi, value, map, crops.")] = "own",
+    side: Annotated[int | None, typer.Option(min=1, help="Pixels of the input; the tower's own when absent.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of a rice run's text centres, to read by them; of --lit-steps' text tower.")
+    ] = None,
+    lit_steps: Annotated[
+        int | None, typer.Option(min=1, help="Train a text tower on the frozen regions for so many steps.")
+    ] = None,
+    detect_steps: Annotated[
+        int | None, typer.Option(min=1, help="Train a detector on the frozen tokens for so many steps.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="A COCO-box protocol over --data instead: clipself-macc or fgclip-acc.")
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="Prompt templates of --protocol, one a line; a short list of ours when absent.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures as JSON, and pictures.")] = None,
+    format_: RecordFormat = "records",
+    image_root: ImageRoot = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Measure the regions of a frozen tower: neighbours, linear classes, reading, and texts where it knows them."""
+    from .eval.probe import (
+        CocoBoxConfig,
+        DetectConfig,
+        LitConfig,
+        ProbeConfig,
+        classify_coco_boxes,
+        coco_box_table,
+        probe_table,
+        read_templates,
+    )
+    from .eval.probe import probe as run
+    from .vision_towers import UserError
+
+    readouts = tuple(name.strip() for name in readout.split(","))
+    if protocol is not None:
+        if labels != "category" or any(given is not None for given in (test, tokenizer, lit_steps, detect_steps)):
+            raise UserError("a protocol takes categories and learns nothing: --data and --readout are all it needs.")
+        known = {} if templates is None else {"templates": read_templates(templates)}
+        asked = CocoBoxConfig(protocol, readouts, side, **known)  # pyright: ignore
+        found = classify_coco_boxes(tower, data, asked, out=out, format=format_, image_root=image_root, device=device)
+        report(found, json_, coco_box_table(found))
+        return
+    if templates is not None:
+        raise UserError("prompt templates belong to a protocol; give --protocol, too.")
+    lit = None if lit_steps is None else LitConfig(lit_steps)
+    detect = None if detect_steps is None else DetectConfig(detect_steps)
+    config = ProbeConfig(labels, readouts, side, lit=lit, detect=detect)  # pyright: ignore
+    results = run(
+        tower,
+        data,
+        test,
+        out=out,
+        tokenizer=tokenizer,
+        config=config,
+        format=format_,
+        image_root=image_root,
+        device=device,
+    )
+    report(results, json_, probe_table(results))
+
+
+@app.command()
+def segment(
+    tower: Annotated[str, typer.Argument(help="A packaged name, a run directory, a checkpoint folder or a hub id.")],
+    data: Annotated[Path, typer.Option("--data", help="Region records with masks that the head learns from.")],
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Records it is tested on; by their split when absent.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="semantic or panoptic.")] = "semantic",
+    tuning: Annotated[str, typer.Option(help="What is tuned in the frozen tower: none, convpass or lora.")] = "none",
+    steps: Annotated[int, typer.Option(min=0, help="Of training; 0: patches and texts are compared as they are.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 8,
+    labels: Annotated[str, typer.Option(help="What a class is: category or tags.")] = "category",
+    held_out: Annotated[str, typer.Option(help="Comma separated classes that training does not see.")] = "",
+    background: Annotated[
+        str | None, typer.Option(help="Class of unlabelled pixels, e.g. background; they are void when absent.")
+    ] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Pixels of the input; the tower's own when absent.")] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="Prompt templates, one a line with {} for the class; its name when absent.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Of the text tower that --lit-steps trains.")] = None,
+    lit_steps: Annotated[
+        int | None, typer.Option(min=1, help="Train a text tower on the frozen regions for so many steps first.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures, a picture and the head.")] = None,
+    format_: RecordFormat = "records",
+    image_root: ImageRoot = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Segment with a frozen tower, a few tuned parameters and a head whose classes are texts: mIoU or PQ."""
+    from .eval.probe import LitConfig, read_templates
+    from .eval.segmentation import (
+        SegmentConfig,
+        SegmenterConfig,
+        TrainConfig,
+        measure_segmentation,
+        segmentation_table,
+    )
+
+    given = {} if templates is None else {"templates": read_templates(templates)}
+    config = SegmentConfig(
+        SegmenterConfig(task, tuning),  # pyright: ignore
+        TrainConfig(steps, batch_size),
+        labels=labels,  # pyright: ignore
+        held_out=tuple(name.strip() for name in held_out.split(",") if name.strip()),
+        background=background,
+        side=side,
+        lit=None if lit_steps is None else LitConfig(lit_steps),
+        **given,
+    )
+    results = measure_segmentation(
+        tower,
+        data,
+        test,
+        config=config,
+        out=out,
+        tokenizer=tokenizer,
+        format=format_,
+        image_root=image_root,
+        device=device,
+    )
+    report(results, json_, segmentation_table(results))
+
+
+@app.command("lmms-tasks")
+def lmms_tasks(
+    data: Annotated[Path | None, typer.Option("--data", help="Region records; generated scenes when absent.")] = None,
+    format_: RecordFormat = "records",
+    image_root: ImageRoot = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows a task.")] = None,
+) -> None:
+    """Print the folder of our tasks, for `python -m lmms_eval --include_path`."""
+    from .eval.task_folder import task_folder
+
+    typer.echo(str(task_folder(data, format=format_, image_root=image_root, limit=limit)))

@@ -1,0 +1,68 @@
+"""Subcommands that use a finished model: ask it, give it away."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Dtype, Json, Out, report
+
+app = typer.Typer()
+
+
+@app.command()
+def chat(
+    image: Annotated[Path, typer.Argument(help="Any picture.")],
+    question: Annotated[
+        str, typer.Argument(help="With one <region> a box; appended when you give boxes and write none.")
+    ],
+    model: Annotated[str, typer.Option(help="nano, a run directory, a checkpoint folder or a hub id.")] = "nano",
+    box: Annotated[
+        list[str] | None, typer.Option(help="x1,y1,x2,y2 in pixels of the picture; repeat for more.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the picture with the boxes drawn on it.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json_: Json = False,
+) -> None:
+    """Ask a question about a picture."""
+    from .ask import ask_picture
+
+    answer = ask_picture(
+        model, image, question, box or [], out=out, max_new_tokens=max_new_tokens, device=device, dtype=dtype
+    )
+    if json_:
+        report(answer, True)
+        return
+    typer.echo(answer["answer"])
+    for found in answer["boxes"]:
+        typer.echo(
+            "box " + ", ".join(f"{edge:.1f}" for edge in found["box_xyxy"]) + f"  score {found['score']:.2f}", err=True
+        )
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A packaged name, a run directory, a checkpoint folder or a hub id.")],
+    out: Out,
+    form: Annotated[
+        str, typer.Option("--as", help="remote-code (keeps all), native (a tower's ViT) or plain-llava (no regions).")
+    ] = "remote-code",
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Of the weights, for the card: apache-2.0, ...")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the folder to this repository.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to upload to; the main branch when absent.")] = None,
+    json_: Json = False,
+) -> None:
+    """Write a model with a card so that it opens without this package; upload it when asked to."""
+    from .export import export_model
+
+    report(
+        export_model(source, out, form, license=license_, push_to=push_to_hub, private=private, revision=revision),
+        json_,
+    )

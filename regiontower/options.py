@@ -1,0 +1,26 @@
+"""What subcommands share: options that mean the same everywhere, and the way they report."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto (as saved), fp32, bf16 or fp16.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again where a run of another recipe stands.")]
+Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")]
+RecordFormat = Annotated[str, typer.Option("--format", help="records, xywh_jsonl, coco, coco_panoptic or llava.")]
+ImageRoot = Annotated[Path | None, typer.Option("--image-root", help="Folder that image paths start from.")]
+
+
+def report(results: dict[str, Any], as_json: bool, text: str | None = None) -> None:
+    """The JSON object alone as the last line of stdout, or something to read."""
+    typer.echo(
+        json.dumps(results, ensure_ascii=False)
+        if as_json
+        else text or json.dumps(results, indent=2, ensure_ascii=False)
+    )
