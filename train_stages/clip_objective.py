@@ -52,7 +52,7 @@ class ClipObjective(nn.Module):
         self.text_tower = CLIPTextModel(text_config(config, vocab_size, end_id))
         self.image_projection = nn.Linear(spec.hidden_size, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(config.text_hidden, config.embed_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # (1,): FSDP2 shards no scalars
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> ObjectiveOutput:
         """pixel_values: (B, 3, S, S), uint8, or float already normalised. input_ids, attention_mask: (B, T), padded on

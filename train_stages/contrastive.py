@@ -46,7 +46,7 @@ def contrastive_loss(
 
     Args:
         a, b: `(n_w, D)`, any scale; pair i is row i of both. n_w may differ between processes, and be 0.
-        logit_scale: log of s, kept at or below log 100.
+        logit_scale: log of s, of one element, kept at or below log 100.
         same_above: cosine of two b above which they count as the same; None: never.
         chunk: rows of logits at a time; each chunk is computed again in the backward pass.
 
@@ -55,7 +55,7 @@ def contrastive_loss(
     with torch.autocast(a.device.type, enabled=False):
         dtype = torch.promote_types(a.dtype, torch.float32)
         a, b = F.normalize(a.to(dtype), dim=-1), F.normalize(b.to(dtype), dim=-1)
-        scale = logit_scale.to(dtype).clamp(max=MAX_LOGIT_SCALE).exp()
+        scale = logit_scale.to(dtype).reshape(()).clamp(max=MAX_LOGIT_SCALE).exp()
         counts = row_counts(len(a), group, a.device)
         rank, total = (0 if group is None else group.rank()), sum(counts)
         every_a, every_b = gather_rows(a, group), gather_rows(b, group)

@@ -76,15 +76,16 @@ def tag_loss(
     Args:
         embeds: `(R_w, J)`, tag_embeds: `(S, J)`, any scale; S the same in every process.
         own: `(R_w, S)` bool, the tags of each row. A row without any is left out: its tags are unknown, not absent.
-        logit_scale: log of s, without the bound that CLIP sets to its own (SigLIP has none). logit_bias: b.
+        logit_scale: log of s, without the bound that CLIP sets to its own (SigLIP has none). logit_bias: b. Of one
+            element each.
 
     Computed in float32 at least, whatever the input and autocast say.
     """
     with torch.autocast(embeds.device.type, enabled=False):
         dtype = torch.promote_types(embeds.dtype, torch.float32)
         seen, named = F.normalize(embeds.to(dtype), dim=-1), F.normalize(tag_embeds.to(dtype), dim=-1)
-        scale = logit_scale.to(dtype).exp()
-        logits = scale * seen @ named.T + logit_bias.to(dtype)
+        scale, bias = logit_scale.to(dtype).reshape(()).exp(), logit_bias.to(dtype).reshape(())
+        logits = scale * seen @ named.T + bias
         counted = own.any(dim=1)
         total = counted.sum()
         if group is not None:
@@ -92,7 +93,7 @@ def tag_loss(
         rows = F.binary_cross_entropy_with_logits(logits[counted], own[counted].to(dtype), reduction="sum")
         processes = 1 if group is None else group.size()
         # Touches everything, so that what has no row here still has a gradient.
-        loss = rows / total.clamp(min=1) * processes + 0.0 * (seen.sum() + named.sum() + scale + logit_bias)
+        loss = rows / total.clamp(min=1) * processes + 0.0 * (seen.sum() + named.sum() + scale + bias)
         if not own.shape[1]:
             return TagOutput(loss, torch.zeros(0, dtype=torch.bool, device=own.device))
         nearest = logits.detach().argmax(dim=1, keepdim=True)

@@ -74,7 +74,7 @@ class ClocModel(PreTrainedModel):
         self.text_tower = CLIPTextModel(text)
         self.image_projection = nn.Linear(vision.hidden_size, vision.projection_dim, bias=False)
         self.text_projection = nn.Linear(text.hidden_size, vision.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init_value]))  # (1,): FSDP2 shards no scalars
         self.post_init()
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -94,10 +94,11 @@ class UmgClipModel(PreTrainedModel):
         self.text_tower = new_text_tower(text)
         self.image_projection = nn.Identity() if joint is None else nn.Linear(vision.hidden_size, joint, bias=False)
         self.text_projection = nn.Identity() if joint is None else nn.Linear(text_width(text), joint, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
-        self.region_logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
-        self.tag_logit_scale = nn.Parameter(torch.tensor(config.tag_scale_init_value))
-        self.tag_logit_bias = nn.Parameter(torch.tensor(config.tag_bias_init_value))
+        # Of shape (1,), because FSDP2 shards no scalars.
+        self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init_value]))
+        self.region_logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init_value]))
+        self.tag_logit_scale = nn.Parameter(torch.tensor([config.tag_scale_init_value]))
+        self.tag_logit_bias = nn.Parameter(torch.tensor([config.tag_bias_init_value]))
         self.post_init()
 
     @classmethod
@@ -123,14 +124,14 @@ class UmgClipModel(PreTrainedModel):
         with torch.device("meta"):  # a frame without memory, whose initialisation cannot touch the given weights
             model = cls(config)
         model.vision_tower, model.text_tower = tower, pair.text_model
-        scale = pair.logit_scale.detach().reshape(())
+        scale = pair.logit_scale.detach().reshape(1)
         model.logit_scale = nn.Parameter(scale.clone())
         model.region_logit_scale = nn.Parameter(scale.clone())
-        tags = [scale.new_tensor(config.tag_scale_init_value), scale.new_tensor(config.tag_bias_init_value)]
+        tags = [scale.new_tensor([value]) for value in (config.tag_scale_init_value, config.tag_bias_init_value)]
         if isinstance(pair, CLIPModel):
             model.image_projection, model.text_projection = pair.visual_projection, pair.text_projection
         else:
-            tags = [scale.clone(), pair.logit_bias.detach().reshape(())]
+            tags = [scale.clone(), pair.logit_bias.detach().reshape(1)]
         model.tag_logit_scale, model.tag_logit_bias = (nn.Parameter(value) for value in tags)
         return model.train(pair.training)
 

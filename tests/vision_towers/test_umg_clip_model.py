@@ -82,7 +82,7 @@ def test_a_lifted_pair_is_the_pair(native_pair, kind):
     expected = pair.get_text_features(given["input_ids"], mask).pooler_output
     torch.testing.assert_close(model.encode_texts(**given), expected)
     scales = (model.logit_scale, model.region_logit_scale)
-    assert all(scale.shape == () and scale == pair.logit_scale for scale in scales)
+    assert all(scale.shape == (1,) and scale == pair.logit_scale for scale in scales)
     if kind == "siglip":
         assert (model.tag_logit_scale, model.tag_logit_bias) == (pair.logit_scale, pair.logit_bias)
     parts = (model, model.text_tower, model.vision_tower, model.vision_tower.tower)
