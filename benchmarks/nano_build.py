@@ -1,9 +1,11 @@
 """Build the packaged models from nothing: scenes, two towers, a language model, two times two stages, bf16 folders.
 
-    regiontower bench nano-build --out DIR [--until STAGE] [--steps N]
+    regiontower bench nano-build --out DIR [--until STAGE] [--steps N] [--rows]
 
 A build that was interrupted goes on where it stopped. On one machine, with one number of threads, it gives the same
-weights to the bit, because every stage ends by its steps. `DIR/weights` is what the package holds.
+weights to the bit, because every stage ends by its steps. `DIR/weights` is what the package holds. `--rows` also makes
+what stands beside them in the table: a model whose control tower is not frozen, and one whose RICE tower was trained on
+true labels instead of clusters.
 """
 
 import argparse
@@ -37,15 +39,10 @@ CLUSTERS = 1_100  # over four times the 268 kinds of thing in a scene (43 glyphs
 CROP_SIDE = 56  # as large as single objects are in the first part of stage 0
 BOXES = "square100"
 THREADS = 2
-STAGES = (
-    "scenes", "tokenizer", "clip-zoom", "clip", "clusters", "rice-zoom", "rice", "lm",
-    "align", "instruct-single", "instruct-easy", "instruct",
-    "align-clip", "instruct-single-clip", "instruct-easy-clip", "instruct-clip", "weights",
-)  # fmt: skip
 
 
 class Build:
-    """One folder in which the stages lie; each method makes one stage and returns at once when it is there."""
+    """One folder in which the stages lie; each method makes one."""
 
     def __init__(
         self,
@@ -65,33 +62,32 @@ class Build:
             self.common["train.batch_size"] = batch_size
         torch.set_num_threads(threads)
 
-    def run(self, until: str = STAGES[-1]) -> None:
-        """Every stage up to `until`; a finished one is left as it is, without reading its data again."""
-        for stage in STAGES[: STAGES.index(until) + 1]:
-            if (read_stage(self.run_dir(stage)) or {}).get("status") == "finished":
-                continue
-            getattr(self, "make_" + stage.replace("-", "_"))()
+    def run(self, until: str = "weights", rows: bool = False) -> None:
+        """Every stage up to `until`, then those of the other rows; a finished one is left as it is, without reading
+        its data again."""
+        names = [*STAGES]
+        for stage in [*names[: names.index(until) + 1], *(ROWS if rows else ())]:
+            self.make(stage)
+
+    def make(self, stage: str) -> None:
+        """One stage of `STAGES` or `ROWS`, whose parents are there."""
+        if (read_stage(self.run_dir(stage)) or {}).get("status") != "finished":
+            (STAGES | ROWS)[stage](self)
 
     def run_dir(self, stage: str) -> Path:
         return self.out / "runs" / stage
 
-    def make_scenes(self) -> None:
+    def write_scenes(self) -> None:
         write_scenes(self.out / "scenes", self.scenes, 0)
         for preset, share in CURRICULUM.items():
             write_scenes(self.out / f"scenes-{preset}", max(1, round(share * self.scenes)), 0, preset=preset)
 
-    def make_tokenizer(self) -> None:
+    def train_tokenizer(self) -> None:
         folder = self.out / "tokenizer"
         if not (folder / "tokenizer.json").exists():
             train_tokenizer(tokenizer_corpus(read_records(self.records).records, BOXES), folder, VOCABULARY)
 
-    def make_clip_zoom(self) -> None:
-        self._tower("clip-zoom", "clip-nano-zoom", self.records)
-
-    def make_clip(self) -> None:
-        self._tower("clip", "clip-nano", self.records, parent="clip-zoom")
-
-    def make_clusters(self) -> None:
+    def cluster(self) -> None:
         if not self.clustered.exists():
             tower = load_tower(self.run_dir("clip"), dtype=torch.float32)
             config = ClusterConfig(crop_side=CROP_SIDE)
@@ -99,63 +95,38 @@ class Build:
             count = min(CLUSTERS, self.scenes)  # for trials; a scene has several regions
             write_clustered(read_records(self.records), tower, count, self.clustered, config, cache_dir=cache)
 
-    def make_rice_zoom(self) -> None:
-        self._tower("rice-zoom", "rice-nano-zoom", self.clustered)
-
-    def make_rice(self) -> None:
-        self._tower("rice", "rice-nano", self.clustered, parent="rice-zoom")
-
-    def make_lm(self) -> None:
+    def train_lm(self) -> None:
         values = {"data.records": self.records, "data.scenes": 0, "data.tokenizer": self.out / "tokenizer"}
         pretrain_lm(load_recipe("lm-nano", LMRecipe, self._overrides(values)), self.run_dir("lm"))
 
-    def make_align(self) -> None:
-        self._align("align", "rice")
-
-    def make_instruct_single(self) -> None:
-        self._instruct("instruct-single", "align", "single")
-
-    def make_instruct_easy(self) -> None:
-        self._instruct("instruct-easy", "instruct-single", "easy")
-
-    def make_instruct(self) -> None:
-        self._instruct("instruct", "instruct-easy")
-
-    def make_align_clip(self) -> None:
-        self._align("align-clip", "clip")
-
-    def make_instruct_single_clip(self) -> None:
-        self._instruct("instruct-single-clip", "align-clip", "single")
-
-    def make_instruct_easy_clip(self) -> None:
-        self._instruct("instruct-easy-clip", "instruct-single-clip", "easy")
-
-    def make_instruct_clip(self) -> None:
-        self._instruct("instruct-clip", "instruct-easy-clip")
-
-    def make_weights(self) -> None:
+    def save_weights(self) -> None:
         """The three folders of the package."""
         for name, run in (("nano", "instruct"), ("nano-clip", "instruct-clip")):
             save_packaged_mllm(self.run_dir(run), self.out / "weights" / name)
         save_packaged_lm(self.run_dir("lm"), self.out / "weights" / "nano-lm")
 
-    def _tower(self, stage: str, recipe: str, records: Path, parent: str | None = None) -> None:
+    def train_tower(self, stage: str, recipe: str, parent: str | None = None, **changes: Any) -> None:
+        """A RICE tower learns from clustered records, unless its labels are others."""
+        clustered = recipe.startswith("rice") and not changes
         values: dict[str, Any] = {
-            "data.records": records,
+            "data.records": self.clustered if clustered else self.records,
             "data.tokenizer": self.out / "tokenizer",
             "data.cache_dir": self.out / "pixels",
+            **{key.replace("__", "."): value for key, value in changes.items()},
         }
         if parent is not None:
             values["model.tower"] = self.run_dir(parent)
         pretrain(load_recipe(recipe, PretrainRecipe, self._overrides(values)), self.run_dir(stage))
 
-    def _align(self, stage: str, tower: str) -> None:
+    def align(self, stage: str, tower: str) -> None:
         values = {"model.tower": self.run_dir(tower), "model.language_model": self.run_dir("lm")}
         recipe = load_recipe("align-nano", AlignRecipe, self._overrides(values | self._conversations("single")))
         align(recipe, self.run_dir(stage))
 
-    def _instruct(self, stage: str, parent: str, preset: str | None = None) -> None:
+    def instruct(self, stage: str, parent: str, preset: str | None = None, **changes: Any) -> None:
+        """On the scenes of `preset`, the default ones when absent."""
         values = {"model.mllm": self.run_dir(parent)} | self._conversations(preset)
+        values |= {key.replace("__", "."): value for key, value in changes.items()}
         name = "instruct-nano" if preset is None else f"instruct-nano-{preset}"
         instruct(load_recipe(name, InstructRecipe, self._overrides(values)), self.run_dir(stage))
 
@@ -167,6 +138,40 @@ class Build:
         # A path may hold what YAML reads otherwise (": ", " #"); a JSON string is a YAML string.
         both = {**values, **self.common}
         return [f"{key}={json.dumps(str(v) if isinstance(v, Path) else v)}" for key, v in both.items()]
+
+
+def _mllm_stages(tower: str, suffix: str = "") -> dict[str, Callable[[Build], None]]:
+    """`align`, and `instruct` in its three parts, on a tower."""
+    align, single, easy, last = (name + suffix for name in ("align", "instruct-single", "instruct-easy", "instruct"))
+    return {
+        align: lambda build: build.align(align, tower),
+        single: lambda build: build.instruct(single, align, "single"),
+        easy: lambda build: build.instruct(easy, single, "easy"),
+        last: lambda build: build.instruct(last, easy),
+    }
+
+
+# Name -> what makes it, in the order of the build.
+STAGES: dict[str, Callable[[Build], None]] = {
+    "scenes": Build.write_scenes,
+    "tokenizer": Build.train_tokenizer,
+    "clip-zoom": lambda build: build.train_tower("clip-zoom", "clip-nano-zoom"),
+    "clip": lambda build: build.train_tower("clip", "clip-nano", "clip-zoom"),
+    "clusters": Build.cluster,
+    "rice-zoom": lambda build: build.train_tower("rice-zoom", "rice-nano-zoom"),
+    "rice": lambda build: build.train_tower("rice", "rice-nano", "rice-zoom"),
+    "lm": Build.train_lm,
+    **_mllm_stages("rice"),
+    **_mllm_stages("clip", "-clip"),
+    "weights": Build.save_weights,
+}
+TRUE_LABELS = {"data__object_labels": "tags"}  # tags and category, as "red star"
+ROWS: dict[str, Callable[[Build], None]] = {
+    "instruct-unfrozen": lambda build: build.instruct("instruct-unfrozen", "instruct-easy-clip", lr__tower=1e-4),
+    "rice-labels-zoom": lambda build: build.train_tower("rice-labels-zoom", "rice-nano-zoom", **TRUE_LABELS),
+    "rice-labels": lambda build: build.train_tower("rice-labels", "rice-nano", "rice-labels-zoom", **TRUE_LABELS),
+    **_mllm_stages("rice-labels", "-labels"),
+}
 
 
 def save_packaged_mllm(run: Path, folder: Path) -> None:
@@ -194,14 +199,15 @@ def _save(run: Path, folder: Path, *savers: Callable[[Path], object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the build")
-    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to make")
+    parser.add_argument("--until", choices=STAGES, default="weights", help="last stage to make")
+    parser.add_argument("--rows", action="store_true", help="also what stands beside them in the table")
     parser.add_argument("--steps", type=int, help="of every stage, for a trial; the recipes' own when absent")
     parser.add_argument("--batch-size", type=int, help="of every stage, for a trial")
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--threads", type=int, default=THREADS, help="of torch; part of what makes two builds equal")
     arguments = parser.parse_args()
     build = Build(arguments.out, arguments.steps, arguments.scenes, arguments.threads, arguments.batch_size)
-    build.run(arguments.until)
+    build.run(arguments.until, arguments.rows)
     print(json.dumps({"out": str(arguments.out), "until": arguments.until}))
 
 

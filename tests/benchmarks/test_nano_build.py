@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from regiontower.benchmarks import nano_build
 from regiontower.benchmarks.nano_build import Build
 from regiontower.mllm import load_mllm
 
@@ -54,6 +55,6 @@ def test_two_builds_are_equal_to_the_bit_and_can_be_opened(tmp_path, monkeypatch
     assert any((a != b).any() for a, b in zip(towers[0].parameters(), towers[1].parameters(), strict=True))
 
     seen = []
-    monkeypatch.setattr(Build, "make_lm", lambda self: seen.append("lm"))
+    monkeypatch.setitem(nano_build.STAGES, "lm", lambda build: seen.append("lm"))
     Build(first.parent, steps=STEPS, scenes=24, threads=1, batch_size=2).run("instruct-clip")
     assert not seen  # finished stages are left alone
