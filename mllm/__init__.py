@@ -12,8 +12,12 @@ from .load import load_mllm
 from .model_card import write_mllm_card
 from .modeling import RegionLlavaForConditionalGeneration
 from .processing import RegionLlavaProcessor
+from .regions import add_regions
 from .register import register_all
 from .remote_code import export_mllm_remote_code
+from .swap import swap_vision_tower
+from .swap_on_disk import swap_checkpoint
+from .swap_report import swap_table
 
 register_all()
 
@@ -24,10 +28,14 @@ __all__ = [
     "RegionLlavaConfig",
     "RegionLlavaForConditionalGeneration",
     "RegionLlavaProcessor",
+    "add_regions",
     "answer_questions",
     "build_mllm",
     "export_mllm_remote_code",
     "load_mllm",
+    "swap_checkpoint",
+    "swap_table",
+    "swap_vision_tower",
     "to_plain_llava",
     "write_mllm_card",
 ]

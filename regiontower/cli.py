@@ -26,10 +26,10 @@ app = typer.Typer(
 @app.command()
 def quickstart(
     out: Out,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training, shared by the four stages.")] = 4.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training, both stages together.")] = 4.0,
     json_: Json = False,
 ) -> None:
-    """Scenes -> tower -> language model -> align -> instruct -> evaluation -> a report, on this machine."""
+    """Scenes, align and instruct from the packaged tower, evaluation of three models, a report: on this machine."""
     from .quickstart import quickstart as run
 
     results = run(out, minutes=minutes)

@@ -1,4 +1,4 @@
-"""Subcommands that use a finished model: ask it, give it away."""
+"""Subcommands that use a finished model: ask it, give it another tower, give it away."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +40,44 @@ def chat(
         typer.echo(
             "box " + ", ".join(f"{edge:.1f}" for edge in found["box_xyxy"]) + f"  score {found['score']:.2f}", err=True
         )
+
+
+@app.command()
+def swap(
+    mllm: Annotated[str, typer.Argument(help="Folder or hub id of a Llava, LlavaNext, LlavaOnevision or VipLlava.")],
+    tower: Annotated[str, typer.Option(help="A packaged name, a run directory, a checkpoint folder or a hub id.")],
+    out: Out,
+    feature_layer: Annotated[
+        int | None, typer.Option(help="Hidden state for the language model; the tower's default when absent.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a side of the tower's input; its own when absent.")
+    ] = None,
+    keep_projector: Annotated[
+        bool, typer.Option("--keep-projector", help="Keep the trained projector; the widths must match.")
+    ] = False,
+    dtype: Dtype = "auto",
+    verify: Annotated[
+        str, typer.Option(help="bytes, full (opens the result, too) or auto (full when it fits in memory).")
+    ] = "auto",
+    regions: Annotated[bool, typer.Option("--regions", help="Make it a RegionLlava, too (of a Llava).")] = False,
+    json_: Json = False,
+) -> None:
+    """Give a LLaVA another vision tower, prove the result, and say what it costs and what has to be trained."""
+    from .mllm import swap_checkpoint, swap_table
+
+    results = swap_checkpoint(
+        mllm,
+        tower,
+        out,
+        feature_layer=feature_layer,
+        image_size=image_size,
+        keep_projector=keep_projector,
+        dtype=dtype,
+        verify=verify,
+        regions=regions,
+    )
+    report(results, json_, swap_table(results))
 
 
 @app.command()

@@ -9,12 +9,14 @@ from .convpass import add_convpass, load_convpass, save_convpass
 from .describe import TowerSpec, describe_tower, register_tower, registered_towers
 from .errors import UserError
 from .image_processor import tower_image_processor
+from .lift import lift_tower, plain_tower
 from .load import encode_regions, load_tower, load_umg_clip, pad_boxes
 from .model_card import CardFacts, write_tower_card
 from .outputs import TowerFeatures, TowerOutput
 from .push import push_folder
 from .register import register_all
 from .remote_code import export_native, export_remote_code
+from .resize import resize_tower
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
 from .roi_model import RoiVisionConfig, RoiVisionModel
@@ -50,13 +52,16 @@ __all__ = [
     "encode_regions",
     "export_native",
     "export_remote_code",
+    "lift_tower",
     "load_convpass",
     "load_tower",
     "load_umg_clip",
     "pad_boxes",
+    "plain_tower",
     "push_folder",
     "register_tower",
     "registered_towers",
+    "resize_tower",
     "save_convpass",
     "tower_image_processor",
     "write_tower_card",
