@@ -23,7 +23,16 @@ from pydantic import TypeAdapter, ValidationError
 from ..vision_towers.errors import UserError
 from .train_config import TrainConfig
 
-__all__ = ["TrainConfig", "dump_recipe", "flatten", "load_recipe", "packaged_recipes", "plain", "read_yaml"]
+__all__ = [
+    "TrainConfig",
+    "dump_recipe",
+    "find_recipe",
+    "flatten",
+    "load_recipe",
+    "packaged_recipes",
+    "plain",
+    "read_yaml",
+]
 
 T = TypeVar("T")
 _RECIPES = f"{__package__}.recipes"
@@ -52,7 +61,7 @@ def load_recipe(source: Path | str | Mapping[str, Any], cls: type[T], overrides:
     if isinstance(source, Mapping):
         where, data = "recipe", _copy(source)
     else:
-        path = _find(source)
+        path = find_recipe(source)
         where, data = path.name, read_yaml(path)
     if data is None:
         data = {}
@@ -116,7 +125,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _find(source: Path | str) -> Path:
+def find_recipe(source: Path | str) -> Path:
+    """The file of a recipe: a YAML file, or a packaged one by its bare name. Raises UserError when there is none."""
     path = Path(source)
     if path.is_file():
         return path

@@ -37,9 +37,9 @@ def threads():
 
 def test_two_builds_are_equal_to_the_bit_and_can_be_opened(tmp_path, monkeypatch, threads):
     nano = build(tmp_path / "a", monkeypatch)
-    # The stages of the control after these are the same functions again.
-    again = hashes(build(tmp_path / "b", monkeypatch, until="instruct") / "runs")
-    assert {"clip", "rice", "lm", "align", "instruct"} <= set(again)
+    # The stages after these are the same functions again, and equal to the bit by the tests of their own.
+    again = hashes(build(tmp_path / "b", monkeypatch, until="align") / "runs")
+    assert {"clip", "rice", "lm", "align"} <= set(again)
     assert again == {name: found for name, found in hashes(nano / "runs").items() if name in again}
     first = nano / "weights"
     assert {folder.name for folder in first.iterdir()} == {"nano", "nano-clip", "nano-lm"}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from regiontower.mllm.boxes import box_format
 from regiontower.train_stages.conversations import DEFAULT_MIX
 from regiontower.train_stages.engine import StageInterrupted
-from regiontower.train_stages.engine.run_log import read_rows
+from regiontower.train_stages.engine.run_log import LOG_FILE, LogRow, read_rows
 from regiontower.train_stages.pretrain_lm import (
     LMDataConfig,
     LMModelConfig,
@@ -167,7 +167,7 @@ def test_nano_has_the_size_it_says(tokenizer):
 def test_a_short_run_learns(run):
     run_dir, result = run
     assert result.steps == 20
-    losses = [row.loss for row in read_rows(run_dir)]
+    losses = [row.loss for row in read_rows(run_dir / LOG_FILE, LogRow)]
     assert len(losses) == 20 and losses[0] > 4.5
     assert max(losses[-4:]) < 0.75 * losses[0]
     assert {"recipe.yaml", "stage.json", "loss.png", "tokenizer.json", "model.safetensors"} <= set(os.listdir(run_dir))

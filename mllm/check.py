@@ -1,0 +1,265 @@
+"""Whether a LLaVA's configuration, processor and tower agree: the mistakes that no error message tells of.
+
+Each check looks at one thing that has gone wrong in published checkpoints and yields a finding, or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from ..vision_towers import TowerSpec, UserError, describe_tower
+from ..vision_towers.packaged import model_source
+from .config import RegionLlavaConfig
+from .projectors import image_token_count
+
+ADAPTER_FILE = "adapter_config.json"
+TOWER = "vision_tower"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """level: "error" (it cannot be right) or "warning" (it may be meant). what: is the case. why: that matters. mend:
+    what to do."""
+
+    level: Literal["error", "warning"]
+    what: str
+    why: str
+    mend: str
+
+    def line(self) -> str:
+        """In one line."""
+        return f"{self.level}: {self.what}; {self.why}; {self.mend}"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """config: of the whole model. spec: of its tower. side: pixels of the square that the tower gets; None where the
+    processor decides by the picture. folder: where the model stands."""
+
+    config: Any
+    spec: TowerSpec
+    processor: Any
+    side: int | None
+    folder: Path
+
+    @property
+    def strategy(self) -> str:
+        return self.config.vision_feature_select_strategy
+
+
+def check_model(name_or_path: str | Path) -> list[Finding]:
+    """What is wrong with a Llava, LlavaNext, LlavaOnevision or RegionLlava; errors first.
+
+    Args:
+        name_or_path: a packaged model, folder or hub id, with its processor. Weights are not read.
+    Raises:
+        UserError: nothing to open there, or no model with a vision tower.
+    """
+    source = model_source(name_or_path)
+    try:
+        config: Any = AutoConfig.from_pretrained(source)
+        processor: Any = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
+    if not hasattr(config, "vision_config") or not hasattr(config, "vision_feature_select_strategy"):
+        raise UserError(f"{source!r} is a {config.model_type}; only LLaVA-style models can be checked.")
+    checked = Checked(config, describe_tower(config.vision_config), processor, _side(processor), Path(source))
+    found = [finding for check in CHECKS for finding in check(checked)]
+    return sorted(found, key=lambda finding: finding.level != "error")
+
+
+def report(findings: list[Finding]) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "errors": sum(finding.level == "error" for finding in findings),
+        "warnings": sum(finding.level == "warning" for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def _side(processor: Any) -> int | None:
+    if hasattr(processor, "box_format"):  # ours
+        return None if processor.row_end else processor.image_size
+    image_processor = processor.image_processor
+    size = getattr(image_processor, "crop_size", None) or image_processor.size
+    found = {size[key] for key in ("height", "width", "shortest_edge") if size and key in size}
+    return found.pop() if len(found) == 1 else None
+
+
+def _tokens(checked: Checked) -> Iterator[Finding]:
+    """As many placeholders as features: the processor counts the ones, the model makes the others."""
+    config, spec, processor = checked.config, checked.spec, checked.processor
+    if processor.patch_size != spec.patch_size:
+        yield Finding(
+            "error",
+            f"the processor counts patches of {processor.patch_size} px, the tower's have {spec.patch_size}",
+            "the number of image tokens in the text is wrong",
+            f"set patch_size of the processor to {spec.patch_size}",
+        )
+        return
+    if checked.side is None:
+        return
+    rows, columns = spec.grid(checked.side, checked.side)
+    if isinstance(config, RegionLlavaConfig):
+        made = image_token_count((rows, columns), config.merge_size, config.row_end)
+        written = processor.image_tokens(processor.frame((checked.side, checked.side)))
+    else:
+        made = rows * columns + spec.num_prefix_tokens - (checked.strategy == "default")
+        dropped = processor.vision_feature_select_strategy == "default"
+        written = rows * columns + processor.num_additional_image_tokens - dropped
+    if made != written:
+        yield Finding(
+            "error",
+            f"the processor writes {written} placeholders for {checked.side} px, the model makes {made} features",
+            "the forward pass fails, or features land on the wrong places",
+            "set num_additional_image_tokens to the tokens before the tower's patches "
+            f"({spec.num_prefix_tokens}) and vision_feature_select_strategy to the model's ({checked.strategy!r})",
+        )
+    length = getattr(config, "image_seq_length", None)
+    if length is not None and length != made:
+        yield Finding(
+            "warning",
+            f"image_seq_length is {length}, a view has {made} tokens",
+            "what plans memory by it (caches, servers) plans wrongly",
+            f"set it to {made}",
+        )
+
+
+def _prefix(checked: Checked) -> Iterator[Finding]:
+    """Class token and registers: dropped where they are, kept where they are not."""
+    prefix = checked.spec.num_prefix_tokens
+    if checked.strategy == "default" and prefix == 0:
+        yield Finding(
+            "error",
+            "the strategy 'default' drops token 0, and this tower has no class token",
+            "the first patch of every picture is lost and all others move by one",
+            "set vision_feature_select_strategy to 'full' in model and processor",
+        )
+    elif checked.strategy == "default" and prefix > 1:
+        yield Finding(
+            "error",
+            f"the strategy 'default' drops one token, and this tower has {prefix} before its patches",
+            f"{prefix - 1} registers are taken for patches, and every patch moves",
+            "load the tower through regiontower, which trims them (`regiontower swap`)",
+        )
+    elif checked.strategy == "full" and prefix and not isinstance(checked.config, RegionLlavaConfig):
+        yield Finding(
+            "warning",
+            f"{prefix} tokens that are no patches stay among the image tokens",
+            "patch n of the grid is not token n of the image",
+            "set vision_feature_select_strategy to 'default' if the projector was not trained so",
+        )
+
+
+def _pixels(checked: Checked) -> Iterator[Finding]:
+    """The colours that the tower was trained with."""
+    used, spec = checked.processor.image_processor, checked.spec
+    for name in ("image_mean", "image_std"):
+        given, wanted = getattr(used, name), getattr(spec, name)
+        if given is None or max(abs(a - b) for a, b in zip(given, wanted, strict=True)) > 0.01:
+            yield Finding(
+                "warning",
+                f"{name} of the processor is {given}, the tower's kind uses {[round(v, 4) for v in wanted]}",
+                "the tower sees colours it was not trained on",
+                f"set {name}, unless the tower's own preprocessor_config.json says otherwise",
+            )
+    if not getattr(used, "do_normalize", True):
+        yield Finding("error", "pixels are not normalised", "the tower sees values far too large", "set do_normalize")
+
+
+def _crop(checked: Checked) -> Iterator[Finding]:
+    """What is cut off cannot be found."""
+    used = checked.processor.image_processor
+    if getattr(used, "do_center_crop", False) and not getattr(used, "do_pad", False):
+        yield Finding(
+            "warning",
+            "pictures are cropped at the centre",
+            "boxes near the edges lie outside of what the tower sees",
+            "pad to a square instead (do_pad, LlavaImageProcessor), as `regiontower swap` does",
+        )
+
+
+def _resolution(checked: Checked) -> Iterator[Finding]:
+    """A table of positions has one size."""
+    side, spec = checked.side, checked.spec
+    if side is None:
+        return
+    if side % spec.patch_size:
+        yield Finding(
+            "error",
+            f"inputs have {side} px, no multiple of the patch, {spec.patch_size}",
+            "the rest of each row is lost",
+            f"set the input to {side // spec.patch_size * spec.patch_size} px",
+        )
+    elif side != spec.image_size and not spec.any_resolution:
+        yield Finding(
+            "error",
+            f"inputs have {side} px, and the tower's {spec.positions} positions are for {spec.image_size}",
+            "the forward pass fails, or positions are guessed",
+            f"set the input to {spec.image_size} px, or take a tower of {side} px",
+        )
+
+
+def _placeholders(checked: Checked) -> Iterator[Finding]:
+    """The token that image features replace is the one that the processor writes."""
+    tokenizer, config = checked.processor.tokenizer, checked.config
+    pairs = [("image", "image_token", config.image_token_id)]
+    if isinstance(config, RegionLlavaConfig):
+        pairs.append(("region", "region_token", config.region_token_id))
+    for name, attribute, wanted in pairs:
+        text = getattr(checked.processor, attribute, f"<{name}>")
+        written = tokenizer.convert_tokens_to_ids(text)
+        if written != wanted:
+            yield Finding(
+                "error",
+                f"{text} is token {written} of the tokenizer, the model looks for {wanted}",
+                "no feature finds its place",
+                f"set the model's {name}_token_index to {written}",
+            )
+
+
+def _context(checked: Checked) -> Iterator[Finding]:
+    """Image tokens, and room for words."""
+    longest = getattr(checked.config.text_config, "max_position_embeddings", None)
+    if checked.side is None or longest is None:
+        return
+    rows, columns = checked.spec.grid(checked.side, checked.side)
+    if rows * columns >= longest:
+        yield Finding(
+            "error",
+            f"one view is {rows * columns} tokens, the language model reads {longest}",
+            "there is no room for a question",
+            "take a smaller input, or the projector merge2x2_mlp",
+        )
+
+
+def _adapter(checked: Checked) -> Iterator[Finding]:
+    """LoRA patterns such as "q_proj" are found in towers too."""
+    path = checked.folder / ADAPTER_FILE
+    if not path.is_file():
+        return
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    adapter = LoraConfig(**{"target_modules": json.loads(path.read_text(encoding="utf-8"))["target_modules"]})
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(checked.config)
+    hit = [name for name, _ in model.named_modules() if TOWER in name and check_target_module_exists(adapter, name)]
+    if hit:
+        yield Finding(
+            "warning",
+            f"the adapter's patterns hit {len(hit)} modules of the tower, {hit[0]} first",
+            "the tower is tuned along with the language model",
+            "anchor the patterns at the language model (`.*language_model.*q_proj`), unless it is meant",
+        )
+
+
+Check = Callable[[Checked], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (_tokens, _prefix, _pixels, _crop, _resolution, _placeholders, _context, _adapter)
