@@ -12,7 +12,7 @@ app = typer.Typer()
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="nano, a run directory, a checkpoint folder or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A packaged name, a run directory, a checkpoint folder or a hub id.")],
     data: Annotated[Path, typer.Option("--data", help="A file of region records.")],
     out: Out,
     tasks: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Json, Out, report
+from .options import Device, Dtype, Json, Out, Sets, report
 
 app = typer.Typer()
 
@@ -16,7 +16,7 @@ def chat(
     question: Annotated[
         str, typer.Argument(help="With one <region> a box; appended when you give boxes and write none.")
     ],
-    model: Annotated[str, typer.Option(help="nano, a run directory, a checkpoint folder or a hub id.")] = "nano",
+    model: Annotated[str, typer.Option(help="A run directory, checkpoint folder or hub id.")],
     box: Annotated[
         list[str] | None, typer.Option(help="x1,y1,x2,y2 in pixels of the picture; repeat for more.")
     ] = None,
@@ -104,3 +104,22 @@ def export(
         export_model(source, out, form, license=license_, push_to=push_to_hub, private=private, revision=revision),
         json_,
     )
+
+
+@app.command()
+def check(
+    source: Annotated[str, typer.Argument(help="A model, or a recipe of align or instruct (a YAML file or its name).")],
+    sets: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Look for what is wrong with a LLaVA or a recipe and no error message tells of; status 1 for an error."""
+    from .mllm.check import check_model
+    from .mllm.check import report as summary
+    from .train_stages.check_recipe import check_recipe
+    from .train_stages.recipe import packaged_recipes
+
+    is_recipe = source in packaged_recipes() or Path(source).suffix in (".yaml", ".yml")
+    found = check_recipe(source, sets or ()) if is_recipe else check_model(source)
+    report(summary(found), json_, "\n".join(finding.line() for finding in found) or "nothing found")
+    if any(finding.level == "error" for finding in found):
+        raise typer.Exit(1)

@@ -19,6 +19,7 @@ from .remote_code import export_native, export_remote_code
 from .resize import resize_tower
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
+from .rice_vit import encode_packed, load_rice_vit, merge_order, rice_vit_config, to_mlcd_state, to_rice_vit_state
 from .roi_model import RoiVisionConfig, RoiVisionModel
 from .umg_clip_model import UmgClipConfig, UmgClipModel, UmgClipOutput
 from .umg_clip_vision import UmgClipVisionConfig, UmgClipVisionModel, UmgClipVisionOutput
@@ -49,20 +50,26 @@ __all__ = [
     "UserError",
     "add_convpass",
     "describe_tower",
+    "encode_packed",
     "encode_regions",
     "export_native",
     "export_remote_code",
     "lift_tower",
     "load_convpass",
+    "load_rice_vit",
     "load_tower",
     "load_umg_clip",
+    "merge_order",
     "pad_boxes",
     "plain_tower",
     "push_folder",
     "register_tower",
     "registered_towers",
     "resize_tower",
+    "rice_vit_config",
     "save_convpass",
+    "to_mlcd_state",
+    "to_rice_vit_state",
     "tower_image_processor",
     "write_tower_card",
 ]

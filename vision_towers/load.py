@@ -20,10 +20,12 @@ from transformers.utils import logging
 
 from .describe import describe_tower, registered_towers
 from .errors import UserError
+from .lift import lift_tower
 from .packaged import model_source
 from .region_boxes import HALF_PRECISION
 from .rice_config import RiceVisionConfig
 from .rice_model import RiceVisionModel
+from .rice_vit import RiceVitConfig, load_rice_vit, rice_vit_config
 from .roi_model import RoiVisionModel
 from .umg_clip_model import UmgClipModel
 
@@ -39,7 +41,8 @@ def load_tower(
 
     A tower with a readout of its own (ours, or one added by `register_tower`) is opened as it is. A native checkpoint
     is lifted by its type: `mlcd_vision_model` becomes a `RiceVisionModel`, every other registered ViT a
-    `RoiVisionModel`. A model with a vision part (CLIP, SigLIP) gives that part.
+    `RoiVisionModel`. A model with a vision part (CLIP, SigLIP) gives that part; the `rice_vit` of a
+    LLaVA-OneVision-1.5 becomes a `RiceVisionModel`.
 
     Args:
         name_or_path: hub id or folder. Only safetensors are read.
@@ -61,6 +64,9 @@ def load_tower(
                     "save its to_native() model and open that."
                 )
             return _load(AutoModel, source, vision, dtype)
+        if isinstance(vision, RiceVitConfig):
+            native = load_rice_vit(source, vision, dtype)
+            return RoiVisionModel.from_native(native) if readout == "roi" else lift_tower(native)
         if isinstance(vision, MLCDVisionConfig) and readout != "roi":
             return _load(RiceVisionModel, source, RiceVisionConfig.from_native(vision), dtype)
         if readout == "rice":
@@ -98,6 +104,8 @@ def _vision_config(source: str) -> PreTrainedConfig:
     """The configuration of the tower at `source`, or of the vision part of the model there."""
     try:
         fields, _ = PreTrainedConfig.get_config_dict(source)
+        if (packed := rice_vit_config(fields)) is not None:
+            return packed
         part = fields.get("vision_config")
         if isinstance(part, dict) and part.get("model_type") in registered_towers():
             # Read without the whole model's own class, which may be one that this package does not know.

@@ -14,6 +14,7 @@ RANK = Path(__file__).with_name("ddp_rank.py")
 batch = runpy.run_path(str(RANK))["batch"]
 
 
+@pytest.mark.parametrize("tiny_mllm", ["gemma3"], indirect=True)  # one kind of language model is enough here
 @pytest.mark.parametrize(
     "kinds", [("regions", "image"), ("image", "regions"), ("regions", "text")], ids=lambda kinds: "-".join(kinds)
 )

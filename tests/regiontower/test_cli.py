@@ -27,6 +27,8 @@ COMMANDS = (
     "lmms-tasks",
     "chat",
     "export",
+    "check",
+    "swap",
     "bench",
 )
 

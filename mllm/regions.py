@@ -1,0 +1,129 @@
+"""Regions for an existing LLaVA: `<region>` in its text takes an embedding of a box."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..vision_towers import UserError, describe_tower, tower_image_processor
+from ..vision_towers.lift import lift_tower
+from .build import generation_config
+from .config import RegionLlavaConfig
+from .fresh import fresh_part, with_more_rows
+from .modeling import RegionLlavaForConditionalGeneration
+from .processing import RegionLlavaProcessor
+from .prompts import IMAGE_TOKEN, REGION_TOKEN, user_message
+from .swap import TOWER, adopt
+
+# Templates of multimodal models take content as a list of parts and drop plain text without a word; our questions are
+# plain text.
+TEXT_AS_PART = """{%- set turns = namespace(all=[]) -%}
+{%- for message in messages -%}
+{%- if message.content is string -%}
+{%- set part = {'type': 'text', 'text': message.content} -%}
+{%- set turns.all = turns.all + [{'role': message.role, 'content': [part]}] -%}
+{%- else -%}{%- set turns.all = turns.all + [message] -%}{%- endif -%}
+{%- endfor -%}
+{%- set messages = turns.all -%}
+"""
+
+
+def add_regions(model: PreTrainedModel, processor) -> tuple[RegionLlavaForConditionalGeneration, RegionLlavaProcessor]:
+    """Turn a Llava into a RegionLlava: the tower gets its readout as `load_tower` would give it one, the tokenizer
+    `<region>`, the model a new region projector (untrained).
+
+    Without regions its logits are the given model's. The language model, the image projector and the tower are taken
+    over, not copied; the embeddings grow when they have no row left for `<region>`.
+
+    Args:
+        model: a Llava, on the meta device or not (but for its tower). processor: the model's; it is not changed.
+    Raises:
+        UserError: another kind of model, or a tokenizer that does not fit it.
+    """
+    if model.config.model_type != "llava":
+        raise UserError(
+            f"a {model.config.model_type} takes no region embeddings: name boxes in its text (region_prompt: coords) "
+            "or draw them into the picture (region_prompt: overlay)."
+        )
+    whole: Any = model
+    old: Any = model.config
+    tokenizer = _tokenizer(processor, old)
+    region = tokenizer.convert_tokens_to_ids(REGION_TOKEN)
+    tower = lift_tower(whole.model.vision_tower)
+    spec = describe_tower(tower.config)
+    language_model = whole.model.language_model
+    _grow(language_model, whole.lm_head, region + 1)
+
+    not_ours = ("model_type", "architectures", "transformers_version", "vision_config", "text_config")
+    fields = {name: value for name, value in old.to_dict().items() if name not in not_ours}
+    # A tower that shows registers to a plain LLaVA is lifted to one that shows a single class token.
+    strategy = old.vision_feature_select_strategy if tower is whole.model.vision_tower else spec.select_strategy
+    if strategy == "default" and spec.num_prefix_tokens == 0:
+        strategy = "full"
+    config = RegionLlavaConfig(
+        **fields
+        | {"vision_config": tower.config, "text_config": language_model.config, "region_token_index": region}
+        | {"vision_feature_select_strategy": strategy}
+    )
+    weight = next(language_model.parameters())
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    with torch.device("meta"):
+        new = RegionLlavaForConditionalGeneration(config)
+    adopt(new.model, whole.model, leave=(TOWER,))
+    new.lm_head = whole.lm_head
+    new.model.vision_tower = tower
+    fresh_part(new.model.region_projector, weight.dtype, device, getattr(config.text, "initializer_range", 0.02))
+    new.generation_config = generation_config(model, (config.image_token_id, config.region_token_id))
+    return new.train(model.training), _processor(processor, tokenizer, config)
+
+
+def _tokenizer(processor: Any, config: Any) -> Any:
+    """A copy of the tokenizer that knows `<region>`."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
+        raise UserError(
+            f"the tokenizer's {IMAGE_TOKEN} is not the model's image token {config.image_token_id}; "
+            f"regions need a model whose image token is {IMAGE_TOKEN}."
+        )
+    tokenizer.add_special_tokens({"extra_special_tokens": [REGION_TOKEN]}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
+def _grow(language_model: Any, lm_head: Any, rows: int) -> None:
+    """Rows for new tokens, in place; many checkpoints have some to spare."""
+    embeddings = language_model.get_input_embeddings()
+    if embeddings.num_embeddings >= rows:
+        return
+    tied = lm_head.weight is embeddings.weight
+    embeddings.weight = nn.Parameter(with_more_rows(embeddings.weight.detach(), rows))
+    head = embeddings.weight if tied else nn.Parameter(with_more_rows(lm_head.weight.detach(), rows))
+    lm_head.weight = head
+    embeddings.num_embeddings = lm_head.out_features = language_model.config.vocab_size = rows
+
+
+def _processor(old: Any, tokenizer: Any, config: RegionLlavaConfig) -> RegionLlavaProcessor:
+    spec = describe_tower(config.vision)
+    image_processor = tower_image_processor(config.vision)
+    image_processor.image_mean, image_processor.image_std = (
+        old.image_processor.image_mean,
+        old.image_processor.image_std,
+    )
+    return RegionLlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=spec.patch_size,
+        image_size=spec.image_size,
+        num_prefix_tokens=spec.num_prefix_tokens - (config.vision_feature_select_strategy == "default"),
+        chat_template=_template(old),
+    )
+
+
+def _template(processor: Any) -> str:
+    """The model's chat template, made to take plain text."""
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if template is None:
+        raise UserError("the model has no chat template; set processor.chat_template to the one it was trained with.")
+    probe = processor.apply_chat_template([user_message("probe", with_image=True)], chat_template=template)
+    return template if f"{IMAGE_TOKEN}probe" in probe else TEXT_AS_PART + template

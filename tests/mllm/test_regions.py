@@ -1,0 +1,104 @@
+"""add_regions: a plain Llava that takes boxes, and is the same without them."""
+
+import pytest
+import torch
+
+from regiontower.benchmarks._tiny_llavas import tiny_llava, tiny_tower
+from regiontower.mllm import (
+    ChatSession,
+    Question,
+    RegionLlavaForConditionalGeneration,
+    RegionLlavaProcessor,
+    add_regions,
+    answer_questions,
+    load_mllm,
+    swap_vision_tower,
+)
+from regiontower.mllm.answers import user_prompt
+from regiontower.vision_towers import RiceVisionModel, RoiVisionModel, UserError
+
+
+def full(model):
+    """The same model without rows to spare in its embeddings."""
+    rows = len(tiny_llava("Llava")[1].tokenizer)
+    for part in (model.model.language_model.embed_tokens, model.lm_head):
+        part.weight = torch.nn.Parameter(part.weight[:rows].detach())
+    model.model.language_model.embed_tokens.num_embeddings = model.lm_head.out_features = rows
+    model.config.text_config.vocab_size = rows
+    return model
+
+
+@pytest.mark.parametrize("tower", ["CLIP", "SigLIP", "RICE", "DINOv3"])
+def test_without_regions_the_logits_are_the_plain_models(tower):
+    plain, processor = swap_vision_tower(*tiny_llava("Llava"), tiny_tower(tower))
+    text = f"USER: {processor.image_token} What is in the picture ?"
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    ids = processor.tokenizer(text.replace("<image>", "<image> " * 16), return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = plain(input_ids=ids, pixel_values=pixels).logits
+        model, ours = add_regions(plain, processor)
+        assert torch.equal(model(input_ids=ids, pixel_values=pixels).logits, expected)
+    assert isinstance(model.model.vision_tower, RiceVisionModel if tower == "RICE" else RoiVisionModel)
+    assert list(ours.image_processor.image_mean) == list(processor.image_processor.image_mean)
+    assert len(processor.tokenizer) < len(ours.tokenizer)  # the given tokenizer is left alone
+
+
+def test_boxes_are_heard_and_it_survives_saving(noise_image, tmp_path):
+    model, processor = add_regions(*swap_vision_tower(*tiny_llava("Llava"), tiny_tower("RICE")))
+    assert isinstance(model, RegionLlavaForConditionalGeneration) and isinstance(processor, RegionLlavaProcessor)
+    picture = noise_image()
+    inputs, moved = (
+        processor([picture], [user_prompt(processor, "What is in <region>?")], boxes=[[box]])
+        for box in ((5, 5, 60, 60), (60, 30, 110, 80))
+    )
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        assert not torch.allclose(logits[0, -1], model(**inputs | {"boxes": moved["boxes"]}).logits[0, -1], atol=1e-3)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    again, _ = load_mllm(tmp_path, device="cpu")
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, logits)
+    assert set(model.generation_config.suppress_tokens) == {processor.image_token_id, processor.region_token_id}
+
+
+def test_templates_of_multimodal_models_take_our_plain_text(noise_image):
+    plain, processor = tiny_llava("Llava")
+    model, ours = add_regions(plain, processor)
+    assert user_prompt(ours, "What is it ?").replace("  ", " ") == "USER: <image>What is it ? ASSISTANT:"
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What ?"}]}]
+    assert ours.apply_chat_template(parts) == processor.apply_chat_template(parts)
+    (answer,) = answer_questions(model, ours, [Question(noise_image(), "What is in <region>?", [(5, 5, 60, 60)])])
+    assert isinstance(answer.text, str)
+    assert isinstance(ChatSession(model, ours, noise_image()).ask("What is it ?").text, str)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_embeddings_grow_only_when_no_row_is_left(tie):
+    plain, processor = tiny_llava("Llava", tie=tie)
+    table = plain.model.language_model.embed_tokens.weight
+    model, _ = add_regions(plain, processor)
+    assert model.model.language_model.embed_tokens.weight is table
+
+    plain = full(tiny_llava("Llava", tie=tie)[0])
+    if tie:
+        plain.lm_head.weight = plain.model.language_model.embed_tokens.weight
+    rows = len(plain.lm_head.weight)
+    model, ours = add_regions(plain, processor)
+    grown = model.model.language_model.embed_tokens.weight
+    assert len(grown) == len(model.lm_head.weight) == model.config.text.vocab_size == rows + 1 == len(ours.tokenizer)
+    torch.testing.assert_close(grown[-1], grown[:-1].mean(0))
+    assert (model.lm_head.weight is grown) == tie
+
+
+def test_other_kinds_are_refused_in_one_line():
+    with pytest.raises(UserError, match=r"a llava_onevision .*region_prompt: coords.*overlay") as error:
+        add_regions(*tiny_llava("LlavaOnevision"))
+    assert "\n" not in str(error.value)
+
+
+def test_another_image_token_is_refused():
+    model, processor = tiny_llava("Llava")
+    model.config.image_token_index = 3
+    with pytest.raises(UserError, match="not the model's image token 3"):
+        add_regions(model, processor)

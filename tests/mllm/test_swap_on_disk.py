@@ -1,0 +1,255 @@
+"""swap_checkpoint: files in, files out, proved, and never half."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from regiontower.benchmarks._tiny_llavas import KINDS, save_as, tiny_llava, tiny_tower
+from regiontower.mllm import load_mllm, swap_checkpoint, swap_files, swap_vision_tower
+from regiontower.mllm.checkpoint import memory_name
+from regiontower.mllm.shard_files import read_header
+from regiontower.mllm.swap_proof import answers_of, difference, probe_inputs
+from regiontower.mllm.swap_report import swap_table
+from regiontower.vision_towers import UserError, load_tower
+
+REPLACED = ("model.vision_tower.", "model.multi_modal_projector.")
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory) -> dict[str, Path]:
+    """Saved towers by name."""
+    folders = {name: tmp_path_factory.mktemp(name.lower()) for name in ("RICE", "CLIP", "SigLIP", "DINOv3")}
+    for name, folder in folders.items():
+        tiny_tower(name).save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory) -> Path:
+    """A bf16 Llava in the hub's layout, in three files."""
+    return save_as(*tiny_llava("Llava", torch.bfloat16), tmp_path_factory.mktemp("llava"), "v4", shards=3)
+
+
+def tensors_of(folder) -> dict[str, torch.Tensor]:
+    """Every tensor in a folder's files, by its name in memory."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= {memory_name(name): tensor for name, tensor in load_file(file).items()}
+    return found
+
+
+def language_of(folder) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors_of(folder).items() if not name.startswith(REPLACED)}
+
+
+@pytest.mark.parametrize(("layout", "shards"), [("v4", 3), ("v5", 1)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_hold_the_swap_in_memory(kind, layout, shards, towers, tmp_path):
+    source = save_as(*tiny_llava(kind, torch.bfloat16), tmp_path / "in", layout, shards)
+    report = swap_checkpoint(source, towers["RICE"], tmp_path / "out", verify="bytes")
+    before, after = language_of(source), language_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+    assert report["proof"]["linked_files"] == shards - 1 and report["opens_in_plain_transformers"]
+
+    loaded = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+    expected, processor = swap_vision_tower(loaded, AutoProcessor.from_pretrained(source), load_tower(towers["RICE"]))
+    found, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    inputs = probe_inputs(processor, expected)
+    wanted, got = answers_of(expected, inputs), answers_of(found, inputs)
+    assert torch.equal(wanted["logits"], got["logits"]) and torch.equal(wanted["ids"], got["ids"])
+    again = probe_inputs(AutoProcessor.from_pretrained(tmp_path / "out"), found)
+    assert torch.equal(again["input_ids"], inputs["input_ids"])
+    assert torch.equal(again["pixel_values"], inputs["pixel_values"])
+
+
+def test_files_with_nothing_to_change_are_the_sources_own(llava, towers, tmp_path):
+    swap_checkpoint(llava, towers["CLIP"], tmp_path / "out", verify="bytes")
+    inodes = [
+        sorted(path.stat().st_ino for path in folder.glob("*.safetensors")) for folder in (llava, tmp_path / "out")
+    ]
+    assert len(set(inodes[0]) & set(inodes[1])) == 2 and len(inodes[1]) == 4
+
+
+def test_where_no_link_can_be_made_files_are_copied_and_proved(llava, towers, tmp_path, monkeypatch):
+    def no_link(*_):
+        raise OSError("another disk")
+
+    monkeypatch.setattr("os.link", no_link)
+    report = swap_checkpoint(llava, towers["CLIP"], tmp_path / "out", verify="bytes")
+    before, after = language_of(llava), language_of(tmp_path / "out")
+    assert report["proof"]["linked_files"] == 0 and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_complaint_15_opens_in_plain_transformers_in_a_fresh_process(llava, towers, tmp_path):
+    """A model with a custom tower opens nowhere but in the code that made it: a native tower's result has to open where
+    this package cannot be imported, with the same logits and the same answer."""
+    report = swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="full")
+    assert report["proof"]["reload"].startswith(
+        "by plain transformers in a fresh process: no missing or unexpected keys"
+    )
+    assert json.loads((tmp_path / "out" / "swap.json").read_text())["kept"].keys() == language_of(llava).keys()
+
+
+def test_regions_on_the_way_with_no_row_to_spare(towers, tmp_path):
+    model, processor = tiny_llava("Llava", torch.float32)
+    rows = len(processor.tokenizer)
+    for part in (model.model.language_model.embed_tokens, model.lm_head):
+        part.weight = torch.nn.Parameter(part.weight[:rows].detach())
+    model.config.text_config.vocab_size = rows
+    source = save_as(model, processor, tmp_path / "in", "v4", 3)
+    # auto: so small a model is opened, too; by this package, whose class it is
+    report = swap_checkpoint(source, towers["RICE"], tmp_path / "out", regions=True)
+    assert "by this package in a fresh process" in report["proof"]["reload"]
+    assert report["to_train"] == ["multi_modal_projector", "region_projector"]
+    before, after = language_of(source), language_of(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name][: len(before[name])]) for name in before)
+    assert len(after["lm_head.weight"]) == rows + 1 and load_mllm(tmp_path / "out")[1].region_token_id == rows
+
+
+def test_another_dtype(llava, towers, tmp_path):
+    report = swap_checkpoint(llava, towers["SigLIP"], tmp_path / "out", dtype="fp16", verify="bytes")
+    before, after = language_of(llava), language_of(tmp_path / "out")
+    assert all(torch.equal(before[name].half(), after[name]) for name in before)
+    assert {tensor.dtype for tensor in tensors_of(tmp_path / "out").values()} == {torch.float16}
+    assert report["proof"]["linked_files"] == 0 and "rounded to fp16" in report["proof"]["bytes"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_tied_embeddings_and_a_kept_projector(towers, tmp_path):
+    source = save_as(*tiny_llava("LlavaOnevision", torch.bfloat16, tie=True), tmp_path / "in", "v4", 2)
+    tiny_tower("MLCD", 32).save_pretrained(tmp_path / "narrow")
+    report = swap_checkpoint(source, tmp_path / "narrow", tmp_path / "out", keep_projector=True, verify="bytes")
+    before, after = tensors_of(source), tensors_of(tmp_path / "out")
+    kept = [name for name in before if not name.startswith("model.vision_tower.")]
+    assert "lm_head.weight" not in after and all(torch.equal(before[name], after[name]) for name in kept)
+    assert report["to_train"] == []
+
+
+def test_an_interrupted_swap_is_taken_up_and_shows_nothing_half(llava, towers, tmp_path, monkeypatch):
+    copy, calls = swap_files.same_file, []
+
+    def stop_at_second(source, target):
+        calls.append(target.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return copy(source, target)
+
+    monkeypatch.setattr(swap_files, "same_file", stop_at_second)
+    monkeypatch.setattr(swap_files, "ThreadPoolExecutor", _OneAfterTheOther)
+    with pytest.raises(KeyboardInterrupt):
+        swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
+    assert not (tmp_path / "out").exists()
+    report = swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
+    assert report["proof"]["resumed_files"] == 2 and len(calls) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list((tmp_path / "out").glob(".*"))
+    assert language_of(tmp_path / "out").keys() == language_of(llava).keys()
+
+
+def test_a_try_from_other_files_is_not_taken_up(llava, towers, tmp_path):
+    stage = tmp_path / ".out.partial"
+    stage.mkdir()
+    (stage / "model-00001-of-00004.safetensors").write_bytes(b"of another swap")
+    (stage / "progress.json").write_text(json.dumps({"signature": "other", "done": {"x": {}}}))
+    report = swap_checkpoint(llava, towers["CLIP"], tmp_path / "out", verify="bytes")
+    assert report["proof"]["resumed_files"] == 0 and not stage.exists()
+
+
+def test_bytes_that_arrive_changed_are_found(llava, towers, tmp_path, monkeypatch):
+    copy = swap_files.copy_tensors
+
+    def copy_badly(source, tensors, target, dtype):
+        proofs = copy(source, tensors, target, dtype)
+        with target.open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\x7f")
+        return proofs
+
+    monkeypatch.setattr(swap_files, "copy_tensors", copy_badly)
+    with pytest.raises(UserError, match=r"does not hold .* as it was written"):
+        swap_checkpoint(llava, towers["CLIP"], tmp_path / "out", verify="bytes")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_is_not_the_swap_is_found(llava, towers, tmp_path, monkeypatch):
+    keys = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    answers = {"logits": torch.ones(1, 2, 3), "ids": torch.ones(1, 4, dtype=torch.long)}
+    assert difference(keys, answers, answers) == ""
+    for part, said in (("logits", "logits by 1"), ("ids", "the ids of the answer")):
+        assert difference(keys, answers | {part: answers[part] * 2}, answers) == said
+    absent = keys | {"missing_keys": ["model.a", "model.b"]}
+    assert difference(absent, answers, answers) == "2 missing keys, e.g. model.a"
+
+    monkeypatch.setattr("regiontower.mllm.swap_on_disk.answers_elsewhere", lambda *_: (absent, answers))
+    with pytest.raises(UserError, match="differs from the swap in memory") as error:
+        swap_checkpoint(llava, towers["CLIP"], tmp_path / "out", verify="full")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_complaint_1_the_report_says_what_changes_and_what_has_to_be_trained(llava, tmp_path):
+    """Can I change the tower, what do I have to train then, how many tokens does a picture take, and does it fit?"""
+    tiny_tower("CLIP", 64).save_pretrained(tmp_path / "tower")
+    report = swap_checkpoint(llava, tmp_path / "tower", tmp_path / "out", image_size=112, verify="bytes")
+    before, after = report["before"], report["after"]
+    assert (before["image_tokens"], after["image_tokens"], after["context_used"]) == (16, 64, round(64 / 2048, 4))
+    assert after["image_size"] == 112 and before["language_parameters"] == after["language_parameters"]
+    assert after["tower_gflops"] > 4 * before["tower_gflops"] and after["stage2_gib"] > after["stage1_gib"]
+    # two matrices with biases
+    assert after["projector_parameters"] == 64 * 40 + 40 + 40 * 40 + 40
+    assert report["to_train"] == ["multi_modal_projector"]
+    commands = report["commands"]
+    assert commands[0].endswith("--regions") and "instruct" in commands[1] and "lr.language_model=0" in commands[1]
+    text = swap_table(report)
+    assert "image tokens" in text and "multi_modal_projector" in text and commands[1] in text
+
+
+def test_mistakes_are_one_line_and_write_nothing(llava, towers, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    (tmp_path / "no model").mkdir()
+    broken = save_as(*tiny_llava("Llava"), tmp_path / "broken", "v4", 2)
+    shard = sorted(broken.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-4])
+    out = tmp_path / "out"
+    cases = {
+        "is not empty": (llava, towers["CLIP"], tmp_path / "full", {}),
+        "--verify must be": (llava, towers["CLIP"], out, {"verify": "perhaps"}),
+        "--dtype must be": (llava, towers["CLIP"], out, {"dtype": "int8"}),
+        "no config.json": (tmp_path / "no model", towers["CLIP"], out, {}),
+        "cannot be swapped": (towers["SigLIP"], towers["CLIP"], out, {}),
+        "ends before its last tensor": (broken, towers["CLIP"], out, {}),
+        "the nearest size is": (llava, towers["CLIP"], out, {"image_size": 60}),
+        "give a feature layer between": (llava, towers["CLIP"], out, {"feature_layer": 7}),
+        "the projector cannot be kept": (llava, towers["CLIP"], out, {"keep_projector": True}),
+    }
+    for words, (source, tower, folder, options) in cases.items():
+        with pytest.raises(UserError, match=words) as error:
+            swap_checkpoint(source, tower, folder, **options)
+        assert "\n" not in str(error.value) and not out.exists()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_the_tower_has_the_names_that_transformers_writes(llava, towers, tmp_path):
+    swap_checkpoint(llava, towers["DINOv3"], tmp_path / "out", verify="bytes")
+    last = max((tmp_path / "out").glob("*.safetensors"))
+    assert all(name.startswith(("vision_tower.", "multi_modal_projector.")) for name in read_header(last))
+    _, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+class _OneAfterTheOther:
+    def __init__(self, threads):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *about):
+        return None
+
+    map = staticmethod(map)

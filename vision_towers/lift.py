@@ -1,0 +1,53 @@
+"""From a native ViT to one of ours and back, in memory: no tensor is copied."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .describe import describe_tower
+from .rice_config import RiceVisionConfig
+from .rice_model import RiceVisionModel
+from .roi_model import RoiVisionModel
+
+
+def lift_tower(tower: PreTrainedModel) -> PreTrainedModel:
+    """A loaded tower with a region readout, as `load_tower` would have opened it: `mlcd_vision_model` becomes a
+    `RiceVisionModel`, every other native ViT a `RoiVisionModel`; a tower with a readout is returned as it is.
+
+    The tower is taken over: both share their tensors.
+
+    Raises:
+        UserError: the `model_type` is not registered.
+    """
+    if describe_tower(tower.config).region_readout != "none":
+        return tower
+    return _LIFTS.get(type(tower.config).model_type, RoiVisionModel.from_native)(tower)
+
+
+def plain_tower(tower: PreTrainedModel) -> PreTrainedModel:
+    """The native ViT of a tower, when it is all that a LLaVA without boxes needs, else the tower as one of ours.
+
+    There are two reasons to be ours: the native ViT has register tokens, which LLaVA would show to its language model
+    and ours leave out; or the readout has learned parameters, which the native ViT would lose.
+    """
+    ours: Any = tower
+    native = tower if describe_tower(tower.config).region_readout == "none" else ours.to_native()
+    registers = describe_tower(native.config).num_prefix_tokens > 1
+    return lift_tower(tower) if registers or len(native.state_dict()) != len(tower.state_dict()) else native
+
+
+def _to_rice(native: Any) -> RiceVisionModel:
+    config = RiceVisionConfig.from_native(native.config)
+    config._attn_implementation = native.config._attn_implementation
+    with torch.device("meta"):  # a frame without memory: the given tensors are the only copy
+        rice = RiceVisionModel(config)
+    rice.load_state_dict(native.state_dict(), assign=True)
+    for name, buffer in native.named_buffers():  # some are in no state dict and would stay without memory
+        owner, _, leaf = name.rpartition(".")
+        setattr(rice.get_submodule(owner), leaf, buffer)
+    return rice.train(native.training)
+
+
+_LIFTS: dict[str, Callable[[Any], PreTrainedModel]] = {"mlcd_vision_model": _to_rice}
