@@ -16,6 +16,7 @@ from regiontower.vision_towers import UserError
 COMMANDS = (
     "quickstart",
     "scenes",
+    "label",
     "towers",
     "pretrain",
     "pretrain-lm",
