@@ -110,11 +110,8 @@ def _image_processor(old: Any, config: Any, spec: TowerSpec) -> Any:
     side = spec.image_size
     crop = {"crop_size": {"height": side, "width": side}}
     if not family_of(config).tiles:
-        return LlavaImageProcessor(
-            do_pad=True,
-            resample=old.resample,
-            **_pixels(spec) | crop | {"size": {"shortest_edge": side}},
-        )
+        padded: dict[str, Any] = _pixels(spec) | crop | {"size": {"shortest_edge": side}, "resample": old.resample}
+        return LlavaImageProcessor(do_pad=True, **padded)
     fields = _pixels(spec) | {"image_grid_pinpoints": config.image_grid_pinpoints}
     # The size of a tile is read off crop_size where there is one, and off size where not.
     return _same_kind(old, fields | (crop if old.crop_size is not None else {}))

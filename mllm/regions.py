@@ -56,17 +56,21 @@ def add_regions(model: PreTrainedModel, processor) -> tuple[RegionLlavaForCondit
     language_model = whole.model.language_model
     _grow(language_model, whole.lm_head, region + 1)
 
-    not_ours = ("model_type", "architectures", "transformers_version", "vision_config", "text_config")
-    fields = {name: value for name, value in old.to_dict().items() if name not in not_ours}
+    not_ours = (
+        "vision_feature_select_strategy",
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "vision_config",
+        "text_config",
+    )
+    fields: dict[str, Any] = {name: value for name, value in old.to_dict().items() if name not in not_ours}
     # A tower that shows registers to a plain LLaVA is lifted to one that shows a single class token.
     strategy = old.vision_feature_select_strategy if tower is whole.model.vision_tower else spec.select_strategy
     if strategy == "default" and spec.num_prefix_tokens == 0:
         strategy = "full"
-    config = RegionLlavaConfig(
-        **fields
-        | {"vision_config": tower.config, "text_config": language_model.config, "region_token_index": region}
-        | {"vision_feature_select_strategy": strategy}
-    )
+    fields |= {"vision_config": tower.config, "text_config": language_model.config, "region_token_index": region}
+    config = RegionLlavaConfig(**fields, vision_feature_select_strategy=strategy)
     weight = next(language_model.parameters())
     device = torch.device("cpu") if weight.is_meta else weight.device
     with torch.device("meta"):

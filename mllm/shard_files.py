@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -88,7 +88,8 @@ def copy_tensors(
     Returns:
         What should stand in it, hashed on the way.
     """
-    header, place = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
     for name, stored in tensors.items():
         code, size = stored.in_dtype(dtype)
         header[name] = {"dtype": code, "shape": list(stored.shape), "data_offsets": [place, place + size]}

@@ -63,7 +63,8 @@ def put_tower(
         raise UserError("the model is quantised; swap the tower of the unquantised checkpoint and quantise the result.")
     weight = next(language_model.parameters())
     device = torch.device("cpu") if weight.is_meta else weight.device
-    tower = _rounded(tower, weight.dtype).to(device)
+    tower = _rounded(tower, weight.dtype)
+    nn.Module.to(tower, device)
 
     config: Any = copy.deepcopy(model.config)
     follow_in_config(config, tower.config, feature_layer)

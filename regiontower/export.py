@@ -38,7 +38,7 @@ def export_model(
     if push_to is None and (private or revision is not None):
         raise UserError("--private and --revision belong to an upload; give --push-to-hub OWNER/NAME, too.")
     kind = model_type(source)
-    out = new_folder(out)
+    folder = new_folder(out)
     names = {"repo_id": push_to, "license": license}
     if kind == RegionLlavaConfig.model_type:
         if form == "native":
@@ -47,14 +47,14 @@ def export_model(
                 "the regions behind, or --as remote-code."
             )
         if form == "remote-code":
-            export_mllm_remote_code(source, out, **names)
+            export_mllm_remote_code(source, folder, **names)
         else:
-            to_plain_llava(*load_mllm(source, device="cpu"), out)
-            write_mllm_card(out, card_facts(source, **names))
+            to_plain_llava(*load_mllm(source, device="cpu"), folder)
+            write_mllm_card(folder, card_facts(source, **names))
     elif form == "plain-llava":
         raise UserError(f"{str(source)!r} is a {kind}; only a region_llava can be written as a plain LLaVA.")
     else:
-        (export_native if form == "native" else export_remote_code)(source, out, **names)
-    address = None if push_to is None else push_folder(out, push_to, private=private, revision=revision)
-    files = sorted(path.name for path in out.iterdir())
-    return {"out": str(out), "form": form, "type": model_type(out), "files": files, "address": address}
+        (export_native if form == "native" else export_remote_code)(source, folder, **names)
+    address = None if push_to is None else push_folder(folder, push_to, private=private, revision=revision)
+    files = sorted(path.name for path in folder.iterdir())
+    return {"out": str(folder), "form": form, "type": model_type(folder), "files": files, "address": address}

@@ -65,7 +65,7 @@ def write_shards(records: RecordSet, folder: str | Path, per_shard: int = 1000) 
     Raises UserError when an image file is missing or of no known kind, or webdataset is not installed.
     """
     try:
-        from webdataset import TarWriter
+        from webdataset.writer import TarWriter
     except ImportError:
         raise UserError(
             "Shards are written by webdataset, which is not installed; pip install 'regiontower[stream]'."

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from .bundle import PACKAGE, bundle
 from .cloc_model import ClocModel
@@ -70,7 +70,8 @@ def export_native(
         UserError: nothing to open there, or `out` holds files.
     """
     out = new_folder(out)
-    native = load_tower(source).to_native()
+    tower: Any = load_tower(source)
+    native = tower.to_native()
     native.save_pretrained(out)
     tower_image_processor(native.config).save_pretrained(out)
     write_tower_card(out, card_facts(source, repo_id, license))
@@ -159,7 +160,7 @@ def model_type(source: str | Path) -> str:
 
 
 def _open(source: str | Path) -> PreTrainedModel:
-    whole = {kind.config_class.model_type: kind for kind in (ClocModel, UmgClipModel)}.get(model_type(source))
+    whole = {"cloc": ClocModel, "umg_clip": UmgClipModel}.get(model_type(source))
     if whole is None:
         return load_tower(source)
     loaded: Any = whole.from_pretrained(

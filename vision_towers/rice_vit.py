@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import MLCDVisionConfig, MLCDVisionModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from .describe import side_of
 from .errors import UserError

@@ -42,7 +42,7 @@ def panoptic_counts(truth: PanopticMap, predicted: PanopticMap, classes: int) ->
     missed = ~matched.any(1) & ~crowd & (areas > 0)
     rows, _ = matched.nonzero()
     counts = np.zeros((classes, 4))
-    np.add.at(counts, (true_classes[rows], 0), iou[matched])
+    counts[:, 0] = np.bincount(true_classes[rows], iou[matched], minlength=classes)
     for column, labels in ((1, true_classes[rows]), (2, found_classes[wrong]), (3, true_classes[missed])):
         counts[:, column] = np.bincount(labels, minlength=classes)
     return counts

@@ -77,7 +77,8 @@ def train_segmenter(
     def truth(row: int) -> PanopticMap:
         rows, columns = segmenter.tower.spec.grid(*cache.pixels.shape[-2:])
         fine = (FINER * rows, FINER * columns)
-        view = cache.frames[row].input_size[::-1] if config.task == "semantic" else fine
+        width, height = cache.frames[row].input_size
+        view = (height, width) if config.task == "semantic" else fine
         return panoptic_map(cache.records[row], classes).renumbered(numbers).seen(cache.frames[row], view)
 
     labelled = np.array([row for row, record in enumerate(cache.records) if _has_any(record, classes, numbers)])

@@ -170,8 +170,11 @@ def run_stage(
 
     stop = StopRequest()
     flow = StageFlow(clock, stop, parts, on_audit, report.step, held_out, on_eval)
-    seeded = SeededStream if isinstance(dataset, StreamedDataset) else SeededDataset
-    dataset, collate = seeded(dataset, train.seed), SeededCollate(collate)
+    if isinstance(dataset, StreamedDataset):
+        dataset = SeededStream(dataset, train.seed)
+    else:
+        dataset = SeededDataset(dataset, train.seed)
+    collate = SeededCollate(collate)
     with without_caches(model):  # around the Trainer's beginning, which switches some off for good
         trainer = StageTrainer(
             model=model,

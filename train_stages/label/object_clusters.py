@@ -55,7 +55,8 @@ def label_objects(
     run = run or RunConfig()
     folder = Path(out)
     if run.overwrite and (folder / REGIONS).is_dir():
-        ENGINE.facts(config), find_images(source)  # what is wrong with them comes before anything is removed
+        ENGINE.facts(config)  # what is wrong with them comes before anything is removed
+        find_images(source)
         remove_labels(folder)
         for name in (CENTRES, PAGE):
             (folder / name).unlink(missing_ok=True)

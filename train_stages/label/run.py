@@ -165,10 +165,14 @@ def _label(engine: Engine, job: Job, plan: Plan, source: Path, run: RunConfig) -
         mininterval=0.5,
         disable=not run.progress,
     ) as bar:
+
+        def on_images(count: int) -> None:
+            bar.update(count)
+
         if run.processes == 1:
-            results = label_here(job, engine, open_ones, bar.update)
+            results = label_here(job, engine, open_ones, on_images)
         else:
-            results = label_in_processes(job, open_ones, run.processes, bar.update)
+            results = label_in_processes(job, open_ones, run.processes, on_images)
         for result in results:
             bad += result.bad
             refuse_too_many_bad(source, bad, plan.total)
