@@ -83,9 +83,7 @@ def fetch_checkpoint(name_or_path: str | Path) -> Checkpoint:
     source = model_source(name_or_path)
     if not Path(source).is_dir():
         try:
-            source = snapshot_download(
-                source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-            )
+            source = snapshot_download(source, allow_patterns=FILES)
         except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise UserError(
                 f"no model can be opened at {source!r}: it is no folder here, and the hub says: "
