@@ -101,7 +101,7 @@ class Build:
 
     def save_weights(self) -> None:
         """The three folders of the package."""
-        for name, run in (("nano", "instruct"), ("nano-clip", "instruct-clip")):
+        for name, run in (("nano", "instruct-named"), ("nano-clip", "instruct-named-clip")):
             save_packaged_mllm(self.run_dir(run), self.out / "weights" / name)
         save_packaged_lm(self.run_dir("lm"), self.out / "weights" / "nano-lm")
 
@@ -123,15 +123,15 @@ class Build:
         recipe = load_recipe("align-nano", AlignRecipe, self._overrides(values | self._conversations("single")))
         align(recipe, self.run_dir(stage))
 
-    def instruct(self, stage: str, parent: str, preset: str | None = None, **changes: Any) -> None:
-        """On the scenes of `preset`, the default ones when absent."""
-        values = {"model.mllm": self.run_dir(parent)} | self._conversations(preset)
+    def instruct(self, stage: str, parent: str, part: str = "", **changes: Any) -> None:
+        """One part of the curriculum: `single` and `easy` have scenes of their own."""
+        values = {"model.mllm": self.run_dir(parent)} | self._conversations(part if part in CURRICULUM else "")
         values |= {key.replace("__", "."): value for key, value in changes.items()}
-        name = "instruct-nano" if preset is None else f"instruct-nano-{preset}"
+        name = f"instruct-nano-{part}" if part else "instruct-nano"
         instruct(load_recipe(name, InstructRecipe, self._overrides(values)), self.run_dir(stage))
 
-    def _conversations(self, preset: str | None) -> dict[str, Any]:
-        records = self.records if preset is None else self.out / f"scenes-{preset}" / "records.jsonl"
+    def _conversations(self, preset: str = "") -> dict[str, Any]:
+        records = self.records if not preset else self.out / f"scenes-{preset}" / "records.jsonl"
         return {"data.records": records, "data.cache_dir": self.out / "pixels"}
 
     def _overrides(self, values: Mapping[str, Any]) -> list[str]:
@@ -141,13 +141,15 @@ class Build:
 
 
 def _mllm_stages(tower: str, suffix: str = "") -> dict[str, Callable[[Build], None]]:
-    """`align`, and `instruct` in its three parts, on a tower."""
-    align, single, easy, last = (name + suffix for name in ("align", "instruct-single", "instruct-easy", "instruct"))
+    """`align`, and `instruct` in its four parts, on a tower."""
+    parts = ("align", "instruct-single", "instruct-easy", "instruct", "instruct-named")
+    align, single, easy, whole, last = (part + suffix for part in parts)
     return {
         align: lambda build: build.align(align, tower),
         single: lambda build: build.instruct(single, align, "single"),
         easy: lambda build: build.instruct(easy, single, "easy"),
-        last: lambda build: build.instruct(last, easy),
+        whole: lambda build: build.instruct(whole, easy),
+        last: lambda build: build.instruct(last, whole, "named"),
     }
 
 
@@ -167,7 +169,8 @@ STAGES: dict[str, Callable[[Build], None]] = {
 }
 TRUE_LABELS = {"data__object_labels": "tags"}  # tags and category, as "red star"
 ROWS: dict[str, Callable[[Build], None]] = {
-    "instruct-unfrozen": lambda build: build.instruct("instruct-unfrozen", "instruct-easy-clip", lr__tower=1e-4),
+    # The control whose tower is free in the last part.
+    "unfrozen": lambda build: build.instruct("unfrozen", "instruct-clip", "named", lr__tower=1e-4),
     "rice-labels-zoom": lambda build: build.train_tower("rice-labels-zoom", "rice-nano-zoom", **TRUE_LABELS),
     "rice-labels": lambda build: build.train_tower("rice-labels", "rice-nano", "rice-labels-zoom", **TRUE_LABELS),
     **_mllm_stages("rice-labels", "-labels"),

@@ -63,7 +63,8 @@ def mllm_sections(name: str, how: str, results: dict[str, Any]) -> str:
 
 {SCENES:,} generated scenes of preset `default` ({shares} before them): glyphs and words of fonts over photographs that
 Python packages ship, seed 0, every box, phrase and text known. Tower: {how}. Language model: `nano-lm`. Then
-`align-nano`, `instruct-nano-single`, `instruct-nano-easy`, `instruct-nano`; the tower stays frozen in all of them.
+`align-nano`, `instruct-nano-single`, `instruct-nano-easy`, `instruct-nano`, `instruct-nano-named`; the tower stays frozen in
+all of them.
 
 ## Figures
 

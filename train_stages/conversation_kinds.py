@@ -59,6 +59,20 @@ def grounding(record: Record, rng: random.Random) -> Iterator[Turn]:
             yield _locate("grounding", phrase, record, [index])
 
 
+def named(record: Record, rng: random.Random) -> Iterator[Turn]:
+    """A phrase of a region's own words, true of it alone -> its box.
+
+    Among all phrases of a region these are few ("red star" beside ten of the kind "star left of the blue moon"), and
+    those of `absent` are of this form: without such turns, a short phrase alone would say that nothing fits.
+    """
+    for index, phrases in _shuffled(list(_unique_by_region(record).items()), rng):
+        region = record.regions[index]
+        own = own_words([region]) | {*f'"{region.ocr}"'.split()}
+        short = [phrase for phrase, _ in phrases if all(word in own for word in phrase.split())]
+        if short:
+            yield _locate("named", rng.choice(short), record, [index])
+
+
 def several(record: Record, rng: random.Random) -> Iterator[Turn]:
     """A phrase true of two or more regions -> all their boxes in reading order."""
     for key, indices in _shuffled(list(shared_texts(record).items()), rng):
@@ -153,6 +167,7 @@ KINDS: dict[str, Callable[[Record, random.Random], Iterator[Turn]]] = {
     kind.__name__: kind
     for kind in (
         grounding,
+        named,
         referring,
         reading,
         region_caption,
@@ -176,7 +191,7 @@ def canonical_phrase(phrases: Sequence[str], regions: Sequence[Region]) -> str:
     such without any foreign word the longest ("red star" before "star", which needs a look at all other stars), else
     the shortest; then the first in the alphabet.
     """
-    own = {word for region in regions for text in (*region.tags, region.category or "") for word in text.split()}
+    own = own_words(regions)
 
     def rank(phrase: str) -> tuple[int, int, str]:
         words = phrase.split()
@@ -184,6 +199,11 @@ def canonical_phrase(phrases: Sequence[str], regions: Sequence[Region]) -> str:
         return foreign, len(words) if foreign else -len(words), phrase
 
     return min(phrases, key=rank)
+
+
+def own_words(regions: Sequence[Region]) -> set[str]:
+    """The words of tags and category: what can be seen in the regions themselves."""
+    return {word for region in regions for text in (*region.tags, region.category or "") for word in text.split()}
 
 
 def reading_order(boxes: Sequence[Box]) -> list[int]:

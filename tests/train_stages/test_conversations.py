@@ -109,7 +109,7 @@ def region_of(record: Record, turn: Turn) -> Region:
 
 def check_true(record: Record, turn: Turn) -> None:
     """Brute force: what the turn says, read off the record by other means."""
-    if turn.kind == "grounding":
+    if turn.kind in ("grounding", "named"):
         (owner,) = owners(record, phrase_of(turn))
         assert boxes_of(turn).boxes == (owner.box_xyxy,)
     elif turn.kind == "several":
@@ -219,6 +219,18 @@ def test_grounding_asks_every_region_before_a_second_phrase():
         assert len({turn.regions for turn in turns[:3]}) == 3
 
 
+def test_named_asks_by_a_regions_own_words():
+    things = [
+        Region(box_xyxy=(0, 0, 9, 9), category="star", tags=["star", "red"], texts=["star", "red star", "topmost star"]),
+        Region(box_xyxy=(9, 9, 19, 19), category="star", tags=["star", "blue"], texts=["star", "star below the red star"]),
+        Region(box_xyxy=(0, 9, 9, 19), category="sign", ocr="no way", texts=['sign "no way"', "sign left of the star"]),
+    ]
+    record = Record(image="a.png", width=32, height=32, regions=things)
+    questions = {turn.question for seed in range(9) for turn in KINDS["named"](record, random.Random(seed))}
+    # "star" is true of two things, and the blue star has no phrase of its own words alone.
+    assert questions == {prompts.LOCATE.format(phrase=phrase) for phrase in ("red star", 'sign "no way"')}
+
+
 def test_canonical_phrase_prefers_what_the_region_shows():
     region = Region(box_xyxy=(0, 0, 9, 9), category="star", tags=["star", "red"])
     assert canonical_phrase(["star", "leftmost star", "red star"], [region]) == "red star"
@@ -247,7 +259,7 @@ def test_conversations_follow_seed_mix_and_length():
     assert 22 <= sum(turn.kind == "reading" for turn in turns) <= 38
     assert {turn.kind for turn in turns} == {"reading", "grounding"}
     assert sample_conversation(bare(), random.Random(0)) == []
-    assert set(DEFAULT_MIX) == set(KINDS)
+    assert set(DEFAULT_MIX) == set(KINDS) - {"named"}  # a part of what grounding asks
 
 
 @pytest.mark.parametrize(
