@@ -34,6 +34,7 @@ SCENES = 30_000  # from seed 0
 # Preset of the scenes -> their number, as a share of those. With one object a model learns to say where it is, with few
 # to find the one that is meant; on the default scenes from the beginning neither is learned for long.
 CURRICULUM = {"single": 0.1, "easy": 0.2}
+LAST = {"train__steps": 400}  # of the last part, the second time
 VOCABULARY = 1536
 CLUSTERS = 1_100  # over four times the 268 kinds of thing in a scene (43 glyphs and the sign in 6 colours, 4 grounds)
 CROP_SIDE = 56  # as large as single objects are in the first part of stage 0
@@ -101,7 +102,7 @@ class Build:
 
     def save_weights(self) -> None:
         """The three folders of the package."""
-        for name, run in (("nano", "instruct-named"), ("nano-clip", "instruct-named-clip")):
+        for name, run in (("nano", "instruct-last"), ("nano-clip", "instruct-last-clip")):
             save_packaged_mllm(self.run_dir(run), self.out / "weights" / name)
         save_packaged_lm(self.run_dir("lm"), self.out / "weights" / "nano-lm")
 
@@ -141,15 +142,16 @@ class Build:
 
 
 def _mllm_stages(tower: str, suffix: str = "") -> dict[str, Callable[[Build], None]]:
-    """`align`, and `instruct` in its four parts, on a tower."""
-    parts = ("align", "instruct-single", "instruct-easy", "instruct", "instruct-named")
-    align, single, easy, whole, last = (part + suffix for part in parts)
+    """`align`, and `instruct` in its four parts, the last of them twice, on a tower."""
+    parts = ("align", "instruct-single", "instruct-easy", "instruct", "instruct-named", "instruct-last")
+    align, single, easy, whole, named, last = (part + suffix for part in parts)
     return {
         align: lambda build: build.align(align, tower),
         single: lambda build: build.instruct(single, align, "single"),
         easy: lambda build: build.instruct(easy, single, "easy"),
         whole: lambda build: build.instruct(whole, easy),
-        last: lambda build: build.instruct(last, whole, "named"),
+        named: lambda build: build.instruct(named, whole, "named"),
+        last: lambda build: build.instruct(last, named, "named", **LAST),
     }
 
 
@@ -170,7 +172,7 @@ STAGES: dict[str, Callable[[Build], None]] = {
 TRUE_LABELS = {"data__object_labels": "tags"}  # tags and category, as "red star"
 ROWS: dict[str, Callable[[Build], None]] = {
     # The control whose tower is free in the last part.
-    "unfrozen": lambda build: build.instruct("unfrozen", "instruct-clip", "named", lr__tower=1e-4),
+    "unfrozen": lambda build: build.instruct("unfrozen", "instruct-named-clip", "named", **LAST, lr__tower=1e-4),
     "rice-labels-zoom": lambda build: build.train_tower("rice-labels-zoom", "rice-nano-zoom", **TRUE_LABELS),
     "rice-labels": lambda build: build.train_tower("rice-labels", "rice-nano", "rice-labels-zoom", **TRUE_LABELS),
     **_mllm_stages("rice-labels", "-labels"),

@@ -57,8 +57,9 @@ def sample_conversation(
 
     No region is asked about twice, because the text of the earlier turn would give the later answer away and the model
     would learn to look there instead of at the image; `listing`, which names all, comes last. So an image with few
-    regions gives fewer turns, and a record that has nothing for any kind gives none. The same record, state of `rng`
-    and mix give the same turns. Raises `UserError` for a bad mix.
+    regions gives fewer turns, and a record that has nothing for any kind gives none. Turns are shuffled: those that use
+    up no region (`absent`, `count`) are drawn late, and a model would learn to expect them late. The same record, state
+    of `rng` and mix give the same turns. Raises `UserError` for a bad mix.
     """
     check_mix(mix)
     sources = {kind: KINDS[kind](record, rng) for kind, weight in mix.items() if weight > 0}
@@ -74,7 +75,7 @@ def sample_conversation(
         chosen.append(turn)
         if turn.kind != "listing":
             used |= turn.regions
-    return sorted(chosen, key=lambda turn: turn.kind == "listing")
+    return sorted(rng.sample(chosen, len(chosen)), key=lambda turn: turn.kind == "listing")
 
 
 def render_turns(turns: Sequence[Turn], box_format: BoxFormat, frame: ImageFrame) -> list[RenderedTurn]:

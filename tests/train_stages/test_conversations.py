@@ -221,8 +221,12 @@ def test_grounding_asks_every_region_before_a_second_phrase():
 
 def test_named_asks_by_a_regions_own_words():
     things = [
-        Region(box_xyxy=(0, 0, 9, 9), category="star", tags=["star", "red"], texts=["star", "red star", "topmost star"]),
-        Region(box_xyxy=(9, 9, 19, 19), category="star", tags=["star", "blue"], texts=["star", "star below the red star"]),
+        Region(
+            box_xyxy=(0, 0, 9, 9), category="star", tags=["star", "red"], texts=["star", "red star", "topmost star"]
+        ),
+        Region(
+            box_xyxy=(9, 9, 19, 19), category="star", tags=["star", "blue"], texts=["star", "star below the red star"]
+        ),
         Region(box_xyxy=(0, 9, 9, 19), category="sign", ocr="no way", texts=['sign "no way"', "sign left of the star"]),
     ]
     record = Record(image="a.png", width=32, height=32, regions=things)
@@ -237,6 +241,17 @@ def test_canonical_phrase_prefers_what_the_region_shows():
     assert canonical_phrase(["largest star", "leftmost red star", "star left of the sign"], [region]) == "largest star"
     untagged = Region(box_xyxy=(0, 0, 9, 9))
     assert canonical_phrase(["the third dog", "the cat", "the ant"], [untagged]) == "the ant"
+
+
+def test_turns_without_a_region_do_not_gather_at_the_end():
+    early = late = 0
+    for seed in range(300):
+        turns = sample_conversation(
+            generate_scene(seed % 10).record, random.Random(seed), {"grounding": 9, "absent": 1}, 6
+        )
+        early += sum(turn.kind == "absent" for turn in turns[:3])
+        late += sum(turn.kind == "absent" for turn in turns[3:])
+    assert early > 100 and abs(early - late) < 0.2 * (early + late)
 
 
 def test_conversations_do_not_give_answers_away(records):
