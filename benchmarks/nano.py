@@ -50,8 +50,9 @@ def main() -> None:
         words = evaluate(source, unseen, ["reading"], out / f"eval-{name}-unseen", limit=arguments.limit).tasks
         rows[name] = {**tasks, "unseen_words_reading": words["regiontower_reading"]}
         rows[name]["ceiling"] = ceiling(source, heads, seen, out / "pixels")
+    options = f"--limit {arguments.limit} --head-scenes {arguments.head_scenes}"
     results = {
-        "command": f"regiontower bench nano --out DIR --limit {arguments.limit} --json",
+        "command": f"regiontower bench nano --out DIR {options} --json",
         "scenes": arguments.scenes,
         "models": rows,
         "trivial": trivial_baselines(seen, train=heads, limit=arguments.limit),

@@ -50,7 +50,7 @@ def main() -> None:
 
     matplotlib.use("Agg")
     rows = -(-len(turns) // COLUMNS)
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=(3 * COLUMNS, 4.2 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(3 * COLUMNS, 4.4 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for axis, scene, turn, answer in zip(axes.flat, scenes, turns, answers, strict=False):
@@ -58,7 +58,6 @@ def main() -> None:
         axis.imshow(picture)
         lines = [("Q", turn.question), ("A", answer.text), ("=", turn.answer)]
         axis.set_title("\n".join(_short(f"{mark} {text}") for mark, text in lines), fontsize=8, loc="left")
-    figure.tight_layout()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out, dpi=80)
     found = [{"question": t.question, "answer": a.text, "right": t.answer} for t, a in zip(turns, answers, strict=True)]

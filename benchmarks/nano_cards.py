@@ -37,7 +37,8 @@ makes all packaged models from nothing, seed 0 everywhere, in some hours on two 
 On one machine with the same number of threads two builds are equal to the bit (measured with 50 steps of every stage);
 on another one, figures are within 2 points or should be looked into. Here the control's tower was trained with two
 threads and everything else with one (`--threads`), and the tower of `nano` with one clipping for all its gradients,
-where today's code clips those of the class centres apart."""
+where today's code clips those of the class centres apart. All parts of stage 2 but the last one had the turns of a
+conversation in the order in which they were drawn, where today's code shuffles them."""
 
 
 def main() -> None:
@@ -63,8 +64,8 @@ def mllm_sections(name: str, how: str, results: dict[str, Any]) -> str:
 
 {SCENES:,} generated scenes of preset `default` ({shares} before them): glyphs and words of fonts over photographs that
 Python packages ship, seed 0, every box, phrase and text known. Tower: {how}. Language model: `nano-lm`. Then
-`align-nano`, `instruct-nano-single`, `instruct-nano-easy`, `instruct-nano`, `instruct-nano-named`; the tower stays frozen in
-all of them.
+`align-nano`, `instruct-nano-single`, `instruct-nano-easy`, `instruct-nano`, and `instruct-nano-named` twice; the tower
+stays frozen in all of them.
 
 ## Figures
 
