@@ -7,7 +7,8 @@ from pathlib import Path
 from ..train_stages.phrases import normalise_phrase, unique_phrases
 from ..train_stages.record_io import RecordSet, read_records
 from .scoring import BoxScore, score_box, score_phrase, score_text, summarise
-from .task_rows import TASKS, TaskRow, task_names, task_rows
+from .task_kinds import RECORD_TASKS
+from .task_rows import TaskRow, task_names, task_rows
 
 
 def trivial_baselines(
@@ -25,6 +26,7 @@ def trivial_baselines(
       a model would have to find first.
     - referring: `majority_phrase`; reading: `majority_text`: always the most frequent one (the first of equals) over
       the regions of `train`, or of `data` itself without it, which flatters the baseline.
+    - Further tasks have none, except that `text_grounding` is a kind of grounding.
 
     Args:
         data, format, image_root, limit: as for `run.evaluate`.
@@ -43,9 +45,9 @@ def trivial_baselines(
         },
         "referring": lambda found: {"majority_phrase": _constant("referring", found, _phrases(source), score_phrase)},
         "reading": lambda found: {"majority_text": _constant("reading", found, _transcripts(source), score_text)},
-        "absent": lambda found: {},  # "none" always would be right here and wrong on every row of grounding
     }
-    return {name: of_kind[TASKS[name]](found) for name, found in rows.items()}
+    # absent has none: "none" always would be right here and wrong on every row of grounding.
+    return {name: of_kind.get(RECORD_TASKS[name], lambda found: {})(found) for name, found in rows.items()}
 
 
 def _largest_boxes(records: RecordSet) -> dict[str, list[float]]:

@@ -1,50 +1,36 @@
-"""lmms-eval's model `regiontower`: any checkpoint that `mllm.load_mllm` opens, asked in batches, with a response log.
+"""lmms-eval's model `regiontower`: any checkpoint that `mllm.plain_llava.load_llava` opens, asked in batches that share
+each picture's prefix, with a response log.
 
     python -m lmms_eval --model regiontower --model_args pretrained=DIR \\
         --include_path "$(regiontower lmms-tasks)" --tasks regiontower_grounding
+    torchrun --nproc_per_node 8 -m lmms_eval --model regiontower ...
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from PIL import Image
 from tqdm import tqdm
 
-from ..mllm import Answer, Question, answer_questions, load_mllm
+from ..mllm import Answer, Question, SharedAnswers
+from ..mllm.batched_plan import plan_batches
+from ..mllm.plain_llava import load_llava
 from ..vision_towers.errors import UserError
 from .fingerprint import checkpoint_id, weights_hash
+from .lmms_requests import Asked, Pictures, Turn, cut_at, generation_of, one_turn, whole_number
 from .response_log import ResponseLog, answer_key
 from .scoring import restate_boxes
 from .task_rows import is_grounding_row, is_task_row
 
-DEFAULT_NEW_TOKENS = 48
-# What a task may say about generation: answers are greedy, so the rest of these must not ask for anything else.
-_GREEDY = {"do_sample": (False, None), "num_beams": (1, None), "n": (1, None)}
+ARGUMENTS = ("pretrained", "device", "dtype", "quant", "batch_size", "max_new_tokens", "resume", "box_format")
+PLAIN_BOX_FORMAT = "norm01"  # LLaVA-1.5's
 
 Answerer = Callable[..., list[Answer]]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One request of lmms-eval: the key of its answer, and where to get its picture again."""
-
-    key: str
-    image_hash: str
-    text: str
-    boxes: list[list[float]]
-    messages: Callable[[], list[dict]]
-    max_new_tokens: int
-    until: tuple[str, ...]
-    grounding: bool
-    task: str
-    doc_id: int
 
 
 class RegionTowerChat(lmms):
@@ -55,13 +41,14 @@ class RegionTowerChat(lmms):
 
     Args (`--model_args`; lmms-eval may hand each over as str, int, float or bool):
         pretrained: folder or hub id of the checkpoint.
-        device, dtype: as `mllm.load_mllm` takes them.
+        device, dtype, quant: as `mllm.load_mllm` takes them.
         batch_size: questions a batch, a whole number (not "auto").
         max_new_tokens: overrides what the tasks say.
         resume: path of a response log (JSONL); what it holds is not asked again.
+        box_format: the convention of a plain LLaVA's boxes (norm01 when absent); other checkpoints bring their own.
 
     Raises:
-        UserError: an unknown argument, a value of the wrong kind, or what `mllm.load_mllm` refuses.
+        UserError: an unknown argument, a value of the wrong kind, or what `load_llava` refuses.
     """
 
     is_simple = False
@@ -71,25 +58,27 @@ class RegionTowerChat(lmms):
         pretrained: Any = None,
         device: Any = "auto",
         dtype: Any = "auto",
+        quant: Any = "none",
         batch_size: Any = 16,
         max_new_tokens: Any = None,
         resume: Any = None,
+        box_format: Any = None,
         **unknown: Any,
     ) -> None:
         if unknown:
             raise UserError(
-                f"regiontower does not know the model argument {', '.join(sorted(unknown))}; it takes pretrained, "
-                "device, dtype, batch_size, max_new_tokens and resume"
+                f"regiontower does not know the model argument {', '.join(sorted(unknown))}; it takes "
+                f"{', '.join(ARGUMENTS[:-1])} and {ARGUMENTS[-1]}"
             )
         if pretrained is None:
             raise UserError("regiontower needs the model argument pretrained=DIR, the folder or hub id of a checkpoint")
-        batch_size = _whole_number("batch_size", batch_size)
-        max_new_tokens = None if max_new_tokens is None else _whole_number("max_new_tokens", max_new_tokens)
-        accelerator = _accelerator()
+        batch_size = whole_number("batch_size", batch_size)
+        max_new_tokens = None if max_new_tokens is None else whole_number("max_new_tokens", max_new_tokens)
+        accelerator = process_group()
         if accelerator is not None and str(device) == "auto":
             device = accelerator.device
-        model, processor = load_mllm(str(pretrained), device=str(device), dtype=str(dtype))
-        self._set_up(model, processor, answer_questions, batch_size, max_new_tokens, resume, accelerator, progress=True)
+        model, processor = load_llava(str(pretrained), device=str(device), dtype=str(dtype), quant=str(quant))
+        self._set_up(model, processor, None, batch_size, max_new_tokens, resume, box_format, accelerator, progress=True)
 
     @classmethod
     def from_module(
@@ -100,22 +89,28 @@ class RegionTowerChat(lmms):
         batch_size: int = 16,
         max_new_tokens: int | None = None,
         resume: str | Path | None = None,
+        box_format: str | None = None,
         progress: bool = True,
-        answer: Answerer = answer_questions,
+        answer: Answerer | None = None,
     ) -> "RegionTowerChat":
         """The same around a model that is in memory already, for instance the one being trained.
 
-        answer: called as `answer(model, processor, questions, max_new_tokens=, batch_size=)`, as
-        `mllm.answer_questions` is; the seam for a model of another kind.
+        answer: called as `answer(model, processor, questions, max_new_tokens=, batch_size=)` for each batch; the seam
+            for a model of another kind. Our own batches when absent.
         """
         self = cls.__new__(cls)
-        self._set_up(model, processor, answer, batch_size, max_new_tokens, resume, _accelerator(), progress)
+        self._set_up(
+            model, processor, answer, batch_size, max_new_tokens, resume, box_format, process_group(), progress
+        )
         return self
 
-    def _set_up(self, model, processor, answer, batch_size, max_new_tokens, resume, accelerator, progress) -> None:
+    def _set_up(
+        self, model, processor, answer, batch_size, max_new_tokens, resume, box_format, accelerator, progress
+    ) -> None:
         super().__init__()
         self.model, self.processor = model, processor
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.box_format = _convention(processor, box_format)
         self._answer, self._progress = answer, progress
         if accelerator is not None:
             self.accelerator = accelerator
@@ -125,68 +120,90 @@ class RegionTowerChat(lmms):
         self.weights_hash = weights_hash(model)
         self._checkpoint = checkpoint_id(self.weights_hash, model, processor)
         self.log = None if resume is None else ResponseLog(str(resume), self._rank)
+        self._pictures = Pictures()
+        # (task, doc_id) -> the score of each box of that row's answer, None where it has none; of the last call.
+        self.box_scores: dict[tuple[str, int], list[float] | None] = {}
+        # (task, doc_id) -> hash of the picture that was shown.
+        self.shown: dict[tuple[str, int], str] = {}
 
     def clean(self) -> None:
         """Nothing: lmms-eval calls this after generation, and its own version deletes every module of the instance."""
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """The answers, in the order of the requests."""
-        wanted = [self._read(request) for request in requests]
-        replies: dict[str, dict] = {} if self.log is None else self.log.answers
-        # lmms-eval repeats a request to even out the ranks; each key is asked once.
-        missing = list({request.key: request for request in wanted if request.key not in replies}.values())
-        bar = tqdm(total=len(missing), desc="answers", disable=self._rank != 0 or not self._progress)
-        with bar:
-            for batch in _batches(missing, self.batch_size):
-                new = self._ask(batch)
-                if self.log is None:
-                    replies.update(new)
-                else:
-                    self.log.add(new)
-                bar.update(len(batch))
-        return [_cut(replies[request.key]["reply"], request.until) for request in wanted]
+        answer = self._answer or self._shared_answers()
+        wanted = self._read_all(requests, self._read)
+        replies = self._replies(wanted, lambda batch: self._ask(batch, answer), "answers")
+        self.box_scores |= {(asked.task, asked.doc_id): replies[asked.key].get("scores") for asked in wanted}
+        self.shown |= {(asked.task, asked.doc_id): asked.picture for asked in wanted}
+        return [cut_at(replies[asked.key]["reply"], asked.until) for asked in wanted]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Not supported."""
         raise UserError("regiontower answers one question an image; tasks of several rounds are not supported")
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not supported."""
-        raise UserError("regiontower generates answers; tasks that compare likelihoods are not supported")
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[Any]:
+        """Not of the chat class."""
+        raise UserError(
+            "tasks that compare likelihoods need --force_simple (lmms-eval asks chat models for text alone)"
+        )
 
-    def _read(self, request: Instance) -> _Request:
+    def _shared_answers(self) -> Answerer:
+        shared = SharedAnswers(self.model, self.processor, box_format=self.box_format)
+
+        def answer(model, processor, questions, *, max_new_tokens: int, batch_size: int) -> list[Answer]:
+            return shared.answer(questions, max_new_tokens)
+
+        return answer
+
+    def _turn_of(self, request: Instance) -> tuple[str, Mapping, Mapping, Turn, int, str]:
+        """Context, generation arguments, document, turn, doc_id and task of a request."""
         context, doc_to_messages, generation, doc_id, task, split = tuple[Any, ...](request.args)
-        doc: Mapping = self.task_dict[task][split][doc_id]
+
+        def turn():
+            # The document is fetched anew: held, it would keep its decoded picture.
+            return one_turn(doc_to_messages(self.task_dict[task][split][doc_id]), task)
+
+        return context, generation, self.task_dict[task][split][doc_id], turn, doc_id, task
+
+    def _read(self, request: Instance) -> Asked:
+        context, generation, doc, turn, doc_id, task = self._turn_of(request)
         boxes = [list(map(float, box)) for box in doc["prompt_boxes"]] if is_task_row(doc) else []
-
-        def messages() -> list[dict]:
-            return doc_to_messages(doc)
-
-        image, text = _one_turn(messages(), task)
-        image_hash = _image_hash(image)
-        max_new_tokens, until = self._generation(generation, task)
-        key = answer_key(task, doc_id, context, text, boxes, image_hash, generation, max_new_tokens, self._checkpoint)
-        return _Request(
-            key, image_hash, text, boxes, messages, max_new_tokens, until, is_grounding_row(doc), task, doc_id
+        image, text = turn()
+        picture = self._pictures.put(image)
+        max_new_tokens, until = generation_of(generation, task, self.max_new_tokens)
+        key = answer_key(
+            task, doc_id, context, text, boxes, picture, generation, max_new_tokens, self.box_format, self._checkpoint
+        )
+        return Asked(
+            key, picture, text, boxes, turn, task, doc_id, max_new_tokens, until, grounding=is_grounding_row(doc)
         )
 
-    def _generation(self, generation: Mapping, task: str) -> tuple[int, tuple[str, ...]]:
-        for name, allowed in _GREEDY.items():
-            if generation.get(name) not in allowed:
-                raise UserError(f"task {task} asks for {name}={generation[name]}, but regiontower's answers are greedy")
-        until = generation.get("until") or ()
-        tokens = self.max_new_tokens or _whole_number(
-            "max_new_tokens", generation.get("max_new_tokens", DEFAULT_NEW_TOKENS)
-        )
-        return tokens, (until,) if isinstance(until, str) else tuple(until)
+    def _read_all(self, requests: Sequence[Instance], read: Callable[[Instance], Asked]) -> list[Asked]:
+        """Every request, its picture decoded once for its key; several at a time, for decoding takes one core each."""
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(self._bar(pool.map(read, requests), len(requests), "reading"))
 
-    def _ask(self, batch: Sequence[_Request]) -> dict[str, dict]:
-        images: dict[str, Image.Image] = {}
-        for request in batch:
-            if request.image_hash not in images:
-                images[request.image_hash] = _one_turn(request.messages(), request.task)[0]
-        questions = [Question(images[request.image_hash], request.text, request.boxes) for request in batch]
-        answers = self._answer(
+    def _replies(
+        self, wanted: Sequence[Asked], ask: Callable[[Sequence[Asked]], dict[str, dict]], what: str
+    ) -> dict[str, dict]:
+        """The reply to every key; what the log does not hold is asked, and logged batch by batch."""
+        replies: dict[str, dict] = {} if self.log is None else self.log.answers
+        # lmms-eval repeats a request to even out the ranks; each key is asked once.
+        missing = list({asked.key: asked for asked in wanted if asked.key not in replies}.values())
+        with tqdm(total=len(missing), desc=what, disable=self._silent) as bar:
+            for batch in _batches(missing, self.batch_size):
+                new = ask(batch)
+                if self.log is None:
+                    replies.update(new)
+                else:
+                    self.log.add(new)
+                bar.update(len(batch))
+        return replies
+
+    def _ask(self, batch: Sequence[Asked], answer: Answerer) -> dict[str, dict]:
+        questions = self._questions(batch)
+        answers = answer(
             self.model,
             self.processor,
             questions,
@@ -196,72 +213,71 @@ class RegionTowerChat(lmms):
         if len(answers) != len(batch):
             raise RuntimeError(f"{len(batch)} questions got {len(answers)} answers")
         return {
-            request.key: {
-                "task": request.task,
-                "doc_id": request.doc_id,
+            asked.key: {
+                "task": asked.task,
+                "doc_id": asked.doc_id,
                 "answer": answer.text,
-                "reply": self._reply(request, answer, images[request.image_hash].size),
+                "reply": self._reply(asked, answer, question.image.size),
+                "scores": None if answer.boxes is None else answer.boxes.scores,
             }
-            for request, answer in zip(batch, answers, strict=True)
+            for asked, answer, question in zip(batch, answers, questions, strict=True)
         }
 
-    def _reply(self, request: _Request, answer: Answer, size: tuple[int, int]) -> str:
-        if not request.grounding:
+    def _questions(self, batch: Sequence[Asked]) -> list[Question]:
+        images = {}
+        for asked in batch:
+            if asked.picture not in images:
+                images[asked.picture] = self._pictures.get(asked)
+        return [Question(images[asked.picture], asked.text, asked.boxes) for asked in batch]
+
+    def _reply(self, asked: Asked, answer: Answer, size: tuple[int, int]) -> str:
+        if not asked.grounding:
             return answer.text
-        return restate_boxes(answer.text, answer.boxes, self.processor.box_format, size)
+        return restate_boxes(answer.text, answer.boxes, self.box_format, size)
+
+    @property
+    def _silent(self) -> bool:
+        return self._rank != 0 or not self._progress
+
+    def _bar(self, items: Iterator, total: int, what: str) -> Iterator:
+        return tqdm(items, total=total, desc=what, disable=self._silent)  # pyright: ignore[reportReturnType]
 
 
-def _accelerator() -> Any:
-    """accelerate's process group when several processes were started (torchrun, accelerate launch), else None."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+def process_group() -> Any:
+    """accelerate's process group when several processes were started (torchrun, accelerate launch), else None.
+
+    Raises:
+        UserError: accelerate was set up before, for one process.
+    """
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted < 2:
         return None
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
-    return Accelerator()
-
-
-def _whole_number(name: str, value: Any) -> int:
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise UserError(f"{name} is {value!r}; give a whole number of at least 1")
-    return number
+    # Without a GPU accelerate wants to be told, or it takes each process for the only one.
+    ready = bool(PartialState._shared_state)
+    group = Accelerator() if ready else Accelerator(cpu=not torch.cuda.is_available())
+    if group.num_processes != wanted:
+        raise UserError(
+            f"{wanted} processes were started and accelerate knows of {group.num_processes}; without a GPU set "
+            "ACCELERATE_USE_CPU=true before torchrun -m lmms_eval"
+        )
+    return group
 
 
-def _one_turn(messages: Sequence[Mapping], task: str) -> tuple[Image.Image, str]:
-    """Picture and text of one user turn."""
-    parts = [part for message in messages for part in message["content"]]
-    images = [part["url"] for part in parts if part["type"] == "image"]
-    others = {part["type"] for part in parts} - {"image", "text"}
-    if len(messages) != 1 or len(images) != 1 or others:
-        raise UserError(f"task {task} is not one user turn with one image, which is all that regiontower answers")
-    image = images[0]
-    if not isinstance(image, Image.Image):
-        from ..train_stages.images import open_image
-
-        image = open_image(image)
-    return image.convert("RGB"), "\n".join(part["text"] for part in parts if part["type"] == "text")
+def _convention(processor: Any, asked: Any) -> str:
+    """The box convention that the answers are read in: the checkpoint's own, or for one without (a plain LLaVA) the
+    asked one."""
+    own = getattr(processor, "box_format", None)
+    if own is not None and asked is not None and str(asked) != own:
+        raise UserError(f"the checkpoint speaks {own}; box_format={asked} is for plain LLaVAs, which declare none")
+    return own or str(asked or PLAIN_BOX_FORMAT)
 
 
-def _image_hash(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
-def _batches(requests: Sequence[_Request], size: int) -> Iterator[list[_Request]]:
-    """Batches of one generation length, questions about one image side by side, otherwise in the order of asking."""
-    groups: dict[int, dict[str, list[_Request]]] = {}
-    for request in requests:
-        groups.setdefault(request.max_new_tokens, {}).setdefault(request.image_hash, []).append(request)
-    for by_image in groups.values():
-        ordered = [request for of_image in by_image.values() for request in of_image]
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
-
-
-def _cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first stop string."""
-    for stop in until:
-        text = text.split(stop)[0] if stop else text
-    return text
+def _batches(requests: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
+    """Batches of one generation length; those about one picture side by side, long questions first."""
+    for tokens in dict.fromkeys(asked.max_new_tokens for asked in requests):
+        alike = [asked for asked in requests if asked.max_new_tokens == tokens]
+        pictures, lengths = [asked.picture for asked in alike], [len(asked.text) for asked in alike]
+        for batch in plan_batches(pictures, lengths, size):
+            yield [alike[position] for position in batch]

@@ -9,9 +9,10 @@ MODEL_ID = "regiontower"
 
 
 def manifests() -> list[Any]:
-    """The manifest of our chat class; an empty list when this lmms-eval has no manifests."""
+    """The manifest of our two classes; an empty list when this lmms-eval has no manifests."""
     try:
         from lmms_eval.models.registry_v2 import ModelManifest
     except ImportError:
         return []
-    return [ModelManifest(model_id=MODEL_ID, chat_class_path="regiontower.eval.lmms_model.RegionTowerChat")]
+    chat, simple = "regiontower.eval.lmms_model.RegionTowerChat", "regiontower.eval.lmms_simple.RegionTowerSimple"
+    return [ModelManifest(model_id=MODEL_ID, chat_class_path=chat, simple_class_path=simple)]

@@ -1,29 +1,24 @@
-"""One HTML file, nothing beside it needed: figures, loss curves, and pictures with true and predicted boxes."""
+"""One HTML file, nothing beside it needed: figures, curves, and pictures with true and predicted boxes."""
 
-import base64
-import io
+from __future__ import annotations
+
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
-from ..mllm.boxes import Boxes
-from ..mllm.draw import draw_boxes
 from ..train_stages.images import open_image
+from .confidence import plot_calibration
+from .gallery import MODEL_COLOR, TRUE_COLOR, data_url, gallery, task_title
 from .run import EvalResult
-from .scoring import METRICS
-from .task_rows import TASKS
+from .task_kinds import ALL_TASKS, LOWER_IS_BETTER, METRICS
 
-PICTURE_SIDE = 480  # pixels of the longer side in the gallery
-TRUE_COLOR, MODEL_COLOR = "lime", "magenta"  # of very different lightness, for the colour-blind
-_ANSWER_LENGTH = 160
-_LEGENDS = {  # of the tasks whose answer is a box
-    "grounding": "green: the true box, pink: the model's",
-    "absent": "nothing in the picture fits; pink: a box that the model gave all the same",
-}
+__all__ = ["MODEL_COLOR", "TRUE_COLOR", "write_report", "write_suite_report"]
+
+_BREAKDOWNS = {"by_box_size": "by the area of the box", "by_distractors": "by other things of the same category"}
+_FURTHER = ("ap50", "ece")  # where boxes carry scores
 
 
 def write_report(
@@ -49,19 +44,88 @@ def write_report(
     Raises:
         ImageError: a picture that cannot be opened.
     """
-    env = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-    page = env.get_template("report.html.jinja").render(
+    parts = [_part("", result, who, beside or {}, gallery)]
+    return _write(Path(out) / "index.html", title, parts, facts(result.results), curves or {})
+
+
+def write_suite_report(
+    results: Mapping[str, Any],
+    sources: Mapping[str, EvalResult],
+    path: Path,
+    *,
+    title: str = "regiontower evaluation",
+    gallery: int = 9,
+) -> Path:
+    """Write the page of a suite to `path`: a part for each source. results: of the suite, for the facts at the end."""
+    parts = [_part(name, result, "model", {}, gallery) for name, result in sources.items()]
+    return _write(path, title, parts, suite_facts(results), {})
+
+
+def write_builtin_report(result: EvalResult) -> Path:
+    """Write `report.html` beside the results of a suite of built-in tasks (`suite_run.evaluate_suite`)."""
+    results = result.results
+    rows = [
+        {
+            "task": f"{name} (n = {figures['n']})",
+            "who": "model",
+            "metric": metric.replace("_", " "),
+            "better": "",
+            "value": shown_value(figures, value),
+            "interval": shown_interval(figures, metric),
+        }
+        for name, figures in result.tasks.items()
+        for metric, value in figures.items()
+        if metric not in ("n", "ci95")
+    ]
+    part = {"source": "", "figures": rows, "breakdowns": [], "calibration": None, "galleries": []}
+    how = [
+        ("model", results["model"]),
+        ("weights (SHA-256)", results["weights_sha256"] or "not to be seen from here"),
+        *(
+            (f"data: {name}", ", ".join(f"{key} {value}" for key, value in found.items()))
+            for name, found in results["data"].items()
+        ),
+        *_run_facts(results),
+    ]
+    return _write(result.out / "report.html", f"regiontower evaluation: suite {results['suite']}", [part], how, {})
+
+
+def _write(
+    path: Path,
+    title: str,
+    parts: Sequence[Mapping[str, Any]],
+    how: Sequence[tuple[str, str]],
+    curves: Mapping[str, str | Path],
+) -> Path:
+    page = template("report.html.jinja").render(
         title=title,
-        figures=_figures(who, result.tasks, beside or {}),
-        curves=[{"name": name, "source": _data_url(open_image(path), "PNG")} for name, path in (curves or {}).items()],
-        galleries=[_gallery(name, rows, gallery) for name, rows in result.samples.items() if rows],
-        facts=_facts(result.results),
+        parts=parts,
+        facts=how,
+        curves=[{"name": name, "source": data_url(open_image(file), "PNG")} for name, file in curves.items()],
     )
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def template(name: str):
+    """A page template of this folder: strict, and with everything escaped."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    ).get_template(name)
+
+
+def _part(
+    source: str, result: EvalResult, who: str, beside: Mapping[str, Mapping[str, Mapping[str, Any]]], count: int
+) -> dict[str, Any]:
+    results = result.results
+    return {
+        "source": source,
+        "figures": _figures(who, result.tasks, beside),
+        "breakdowns": _breakdowns(results.get("breakdown", {})),
+        "calibration": _calibration(results.get("calibration", {})),
+        "galleries": [gallery(name, rows, count) for name, rows in result.samples.items() if rows],
+    }
 
 
 def _figures(
@@ -70,76 +134,107 @@ def _figures(
     rows = []
     for name, figures in tasks.items():
         for who, found in [(model, figures), *beside.get(name, {}).items()]:
-            for metric in METRICS[TASKS[name]]:
-                value = found[metric]
+            for metric in metrics_of(name, found):
                 rows.append(
                     {
-                        "task": f"{TASKS[name]} (n = {found['n']})",
+                        "task": f"{task_title(name)} (n = {found['n']})",
                         "who": who.replace("_", " "),
                         "metric": metric,
-                        "value": "no rows" if value is None else f"{value:.3f}",
-                        "interval": "" if value is None else "{:.3f} to {:.3f}".format(*found["ci95"][metric]),
+                        "better": "lower" if metric in LOWER_IS_BETTER else "",
+                        "value": shown_value(found, found[metric]),
+                        "interval": shown_interval(found, metric),
                     }
                 )
     return rows
 
 
-def _gallery(name: str, rows: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
-    # Every k-th row: neither the first images only, nor the flattering ones.
-    count = min(count, len(rows))
-    chosen = [rows[index * len(rows) // count] for index in range(count)]
-    return {
-        "task": TASKS[name],
-        "n": len(rows),
-        "legend": _LEGENDS.get(TASKS[name], "green: the box that is asked about"),
-        "pictures": [_picture(row, TASKS[name] in _LEGENDS) for row in chosen],
-    }
+def metrics_of(task: str, figures: Mapping[str, Any]) -> list[str]:
+    """The metrics that the figures of a task hold, in their order."""
+    return [*METRICS[ALL_TASKS[task]], *(metric for metric in _FURTHER if metric in figures)]
 
 
-def _picture(row: Mapping[str, Any], located: bool) -> dict[str, Any]:
-    """located: the answer is a box, or that there is none."""
-    boxes = {TRUE_COLOR: row["target"] if located else row["prompt_boxes"][0]}
-    if located and row["predicted_xyxy"] is not None:
-        boxes[MODEL_COLOR] = row["predicted_xyxy"]
-    boxes = {color: box for color, box in boxes.items() if box}
-    answer = row["answer"]
-    return {
-        "source": _data_url(_with_boxes(open_image(row["image"]), boxes), "JPEG"),
-        "question": row["question"],
-        "answer": (answer[:_ANSWER_LENGTH] + " ...") if len(answer) > _ANSWER_LENGTH else answer or "(no answer)",
-        "target": None if located else " / ".join(row["target"]),
-        "iou": row.get("iou"),
-        "correct": row["correct"],
-    }
+def shown_value(figures: Mapping[str, Any], value: float | None) -> str:
+    """A figure in three digits, or why there is none."""
+    if value is None:
+        return "no rows" if not figures["n"] else "none to judge by"
+    return f"{value:.3f}"
 
 
-def _with_boxes(image: Image.Image, boxes: Mapping[str, Sequence[float]]) -> Image.Image:
-    """A copy of the gallery's size with the boxes (colour -> xyxy in pixels of `image`) drawn on it.
-
-    Without labels: on a small box a label would hide what is in it.
-    """
-    picture = image.copy()
-    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    scale = np.array([picture.width / image.width, picture.height / image.height] * 2)
-    return draw_boxes(picture, Boxes([box * scale for box in boxes.values()]), list(boxes))
+def shown_interval(figures: Mapping[str, Any], metric: str) -> str:
+    """The 95 % interval of a figure, "" without one."""
+    interval = (figures["ci95"] or {}).get(metric)
+    return "{:.3f} to {:.3f}".format(*interval) if interval else ""
 
 
-def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    data, arguments = results["data"], results["arguments"]
+def _breakdowns(breakdown: Mapping[str, Mapping[str, Sequence[Mapping]]]) -> list[dict[str, Any]]:
+    """One table for each way of grouping: a row a task, a column a group, a bar a share."""
+    tables = []
+    for way, caption in _BREAKDOWNS.items():
+        rows = {task: groups[way] for task, groups in breakdown.items() if groups.get(way)}
+        columns = list(dict.fromkeys(group["group"] for groups in rows.values() for group in groups))
+        if columns:
+            cells = {task: {group["group"]: group for group in groups} for task, groups in rows.items()}
+            tables.append(
+                {
+                    "caption": caption,
+                    "columns": _ordered(columns, way),
+                    "rows": [{"task": task_title(task), "cells": found} for task, found in cells.items()],
+                }
+            )
+    return tables
+
+
+def _ordered(columns: Sequence[str], way: str) -> list[str]:
+    from .breakdown import DISTRACTOR_NAMES, SIZE_NAMES
+
+    order = SIZE_NAMES if way == "by_box_size" else DISTRACTOR_NAMES
+    return sorted(columns, key=order.index)
+
+
+def _calibration(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
+    if not bins:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        path = plot_calibration({task_title(name): parts for name, parts in bins.items()}, Path(scratch) / "plot.png")
+        return data_url(open_image(path), "PNG")
+
+
+def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How one run was made, for the page's last table."""
+    data = results["data"]
     return [
-        ("model", results["model"]),
-        ("weights (SHA-256)", results["weights_sha256"]),
-        ("box format", f"{results['box_format']['model']}, scored as {results['box_format']['scored']}"),
+        *_model_facts(results),
         ("data", f"{data['path']}, {data['records']} images, {len(data['bad_records'])} bad records skipped"),
         ("data (SHA-256)", data["sha256"]),
+        *_run_facts(results),
+    ]
+
+
+def suite_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same for a suite."""
+    data = [
+        (f"data: {name}", f"{found['data']['path']} (SHA-256 {str(found['data']['sha256'])[:16]}...)")
+        for name, found in results["sources"].items()
+    ]
+    skipped = [(f"left out: {name}", reason) for name, reason in results["skipped"].items()]
+    return [*_model_facts(results), *data, *skipped, *_run_facts(results)]
+
+
+def _model_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    boxes = f"{results['box_format']['model']}, scored as {results['box_format']['scored']}"
+    convention = results.get("convention")
+    return [
+        ("model", results["model"]),
+        ("weights (SHA-256)", results["weights_sha256"] or "not to be seen from here"),
+        ("box format", boxes if convention is None else f"{boxes}, asked as {convention}"),
+    ]
+
+
+def _run_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    arguments = results["arguments"]
+    return [
         ("limit of rows a task", "none" if arguments["limit"] is None else str(arguments["limit"])),
         ("device", arguments["device"]),
         ("seconds", str(results["seconds"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())),
     ]
-
-
-def _data_url(image: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ..mllm.boxes import Boxes, ImageFrame, ParsedBoxes, box_format
 from ..mllm.prompts import NO_BOX
 from ..train_stages.phrases import normalise_phrase
-from .intervals import mean_interval
+from .intervals import ratio_interval
+from .task_kinds import METRICS, UNBOUNDED
 
 # The convention of every answer that is scored: [x1, y1, x2, y2] in thousandths of the original image. A model that is
 # trained on another one has its boxes restated (`restate_boxes`): its own numbers may lie in a frame (padded, resized)
@@ -79,13 +80,26 @@ def score_grounding(answer: str, target_xyxy: Sequence[float], size: tuple[int, 
     An answer without a readable box, "none" among them (every row has exactly one true box), scores IoU 0. So does one
     with a malformed box anywhere, as one that was cut off in the middle of its second.
     """
-    parsed = box_format(ANSWER_FORMAT).parse(answer, ImageFrame.identity(size))
+    return score_first_box(read_boxes(answer, size), target_xyxy)
+
+
+def read_boxes(answer: str, size: tuple[int, int]) -> ParsedBoxes:
+    """The boxes of an answer in `ANSWER_FORMAT`, original pixels. size: (width, height) of the original image."""
+    return box_format(ANSWER_FORMAT).parse(answer, ImageFrame.identity(size))
+
+
+def score_first_box(parsed: ParsedBoxes, target_xyxy: Sequence[float]) -> BoxScore:
+    """As `score_grounding`, of an answer whose boxes are read already."""
     return score_box(parsed.boxes[0], target_xyxy) if parsed.status == "boxes" else BoxScore(parsed.status, None, 0.0)
 
 
 def score_absent(answer: str, size: tuple[int, int]) -> BoxScore:
     """What an answer about a phrase that nothing fits says: status "none" is right. See `score_grounding`."""
-    parsed = box_format(ANSWER_FORMAT).parse(answer, ImageFrame.identity(size))
+    return score_rejection(read_boxes(answer, size))
+
+
+def score_rejection(parsed: ParsedBoxes) -> BoxScore:
+    """As `score_absent`, of an answer whose boxes are read already."""
     return BoxScore(parsed.status, parsed.boxes[0] if parsed.status == "boxes" else None, 0.0)
 
 
@@ -107,15 +121,6 @@ def _without_stop(text: str) -> str:
     return normalise_phrase(text).removesuffix(".").rstrip()
 
 
-# metric name -> field of a sample that it averages
-METRICS: dict[str, dict[str, str]] = {
-    "grounding": {"acc50": "correct", "miou": "iou", "parse_rate": "parsed"},
-    "referring": {"em": "correct"},
-    "reading": {"em": "correct"},
-    "absent": {"rejection": "correct"},
-}
-
-
 def summarise(kind: str, samples: Sequence[Mapping]) -> dict:
     """The figures of one task: `{"n", metric: mean, ..., "ci95": {metric: [low, high]}}`.
 
@@ -123,15 +128,21 @@ def summarise(kind: str, samples: Sequence[Mapping]) -> dict:
         kind: a key of `METRICS`.
         samples: each with `image_id` (the cluster of the intervals) and the fields that `METRICS` names.
 
-    Without samples every figure, and `ci95`, is None: there is nothing to say, which is not the same as 0.
+    Without samples every figure, and `ci95`, is None: there is nothing to say, which is not the same as 0. So is a
+    ratio of sums whose lower one is 0 (the precision of no box at all).
     """
     fields = METRICS[kind]
     if not samples:
         return {"n": 0, **dict.fromkeys(fields), "ci95": None}
     clusters = [sample["image_id"] for sample in samples]
-    columns = {metric: [float(sample[field]) for sample in samples] for metric, field in fields.items()}
-    return {
-        "n": len(samples),
-        **{metric: sum(values) / len(values) for metric, values in columns.items()},
-        "ci95": {metric: list(mean_interval(values, clusters)) for metric, values in columns.items()},
-    }
+    figures: dict = {"n": len(samples)}
+    intervals: dict = {}
+    for metric, field in fields.items():
+        over, under = field if isinstance(field, tuple) else (field, None)
+        values = [float(sample[over]) for sample in samples]
+        sizes = [1.0 if under is None else float(sample[under]) for sample in samples]
+        figures[metric] = sum(values) / sum(sizes) if sum(sizes) else None
+        if figures[metric] is not None:
+            share = metric not in UNBOUNDED
+            intervals[metric] = list(ratio_interval(values, sizes, clusters, share=share))
+    return {**figures, "ci95": intervals}

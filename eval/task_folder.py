@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ..train_stages.record_io import read_records
 from ..vision_towers.errors import UserError
+from .conventions import OWN, Convention, bind
+from .task_kinds import ALL_TASKS, PREFIX
 from .task_rows import TaskRow, task_rows
 
 EVALUATION_SCENES = 100
@@ -26,6 +29,8 @@ def task_folder(
     format: str = "records",
     image_root: str | Path | None = None,
     limit: int | None = None,
+    tasks: Sequence[str] | None = None,
+    convention: Convention | None = None,
 ) -> Path:
     """The folder of our tasks bound to rows of `data`, made in the cache unless it is there.
 
@@ -37,20 +42,32 @@ def task_folder(
         format: importer of `data` (`train_stages.record_io.read_records`).
         image_root: folder that relative image paths start from, if not the file's own.
         limit: at most so many rows a task (`task_rows.even_sample`).
+        tasks: names out of `task_kinds.RECORD_TASKS`; None for the four of `TASKS`.
+        convention: how a model that is not ours is asked (`conventions.CONVENTIONS`).
 
     Raises:
-        UserError: unreadable data, no rows for any task, or lmms-eval is not installed.
+        UserError: unreadable data, no rows for any task, an unknown task, or lmms-eval is not installed.
     """
     require_lmms_eval()
     path = evaluation_scenes() if data is None else Path(data)
     records = read_records(path, format=format, image_root=image_root, check_images=True)
-    return bind_tasks(rows_or_error(task_rows(records, limit=limit), path), cache_folder() / "tasks")
+    rows = rows_or_error(task_rows(records, tasks=tasks, limit=limit), path)
+    if convention is not None:
+        rows = {name: [bind(name, row, convention) for row in found] for name, found in rows.items()}
+    return bind_tasks(rows, cache_folder() / "tasks", convention=convention)
 
 
-def bind_tasks(rows: Mapping[str, Sequence[TaskRow]], parent: Path) -> Path:
-    """Write the rows and their YAMLs into `parent/<hash>` and return that folder; tasks without rows are left out."""
-    documents = {name: [asdict(row) for row in found] for name, found in rows.items() if found}
-    templates = {name: (_TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8") for name in documents}
+def bind_tasks(rows: Mapping[str, Sequence[TaskRow]], parent: Path, *, convention: Convention | None = None) -> Path:
+    """Write the rows and their YAMLs into `parent/<hash>` and return that folder; tasks without rows are left out.
+
+    convention: how the questions of `rows` are put (`conventions.bind`); None for our own model class.
+    """
+    asked_in = OWN if convention is None else convention.name
+    documents = {
+        name: [asdict(row) | {"convention": asked_in} for row in found] for name, found in rows.items() if found
+    }
+    files = {name: _TEMPLATES / f"{PREFIX}{ALL_TASKS[name]}.yaml" for name in documents}
+    templates = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     content = json.dumps([str(_TEMPLATES), templates, documents], sort_keys=True)
     folder = parent.absolute() / hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -58,7 +75,7 @@ def bind_tasks(rows: Mapping[str, Sequence[TaskRow]], parent: Path) -> Path:
         for name, found in documents.items():
             with _no_bars():
                 _dataset(found).save_to_disk(str(target / name))
-            bound = {"include": str(_TEMPLATES / f"{name}.yaml"), "task": name, "dataset_path": str(folder / name)}
+            bound = {"include": str(files[name]), "task": name, "dataset_path": str(folder / name)}
             (target / f"{name}.yaml").write_text(yaml.safe_dump(bound, allow_unicode=True), encoding="utf-8")
 
     return _made_once(folder, write)
@@ -108,8 +125,9 @@ def _dataset(documents: Sequence[dict]):
     from datasets import Dataset, DatasetDict, Features, List, Value
 
     box = List(Value("float64"))
-    types = {"width": Value("int64"), "height": Value("int64"), "region_index": Value("int64")}
-    types |= {"prompt_boxes": List(box), "target_xyxy": box, "answers": List(Value("string"))}
+    types: dict[str, Any] = dict.fromkeys(("width", "height", "region_index", "distractors"), Value("int64"))
+    types |= {"target_xyxy": box, "point_xy": box, "prompt_boxes": List(box), "targets": List(box)}
+    types |= {"answers": List(Value("string")), "choices": List(Value("string"))}
     features = Features({name: types.get(name, Value("string")) for name in documents[0]})
     return DatasetDict({"test": Dataset.from_list(list(documents), features=features)})
 

@@ -3,18 +3,20 @@
 import functools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..mllm.prompts import LOCATE, READ, REFER
 from ..train_stages.phrases import unique_phrases
 from ..train_stages.record_io import RecordSet
 from ..train_stages.records import Record
 from ..vision_towers.errors import UserError
+from .task_kinds import TASKS, task_names
 
-PREFIX = "regiontower_"  # lmms-eval's own names win over ours, so ours must be ours alone
-TASKS = {PREFIX + kind: kind for kind in ("grounding", "referring", "reading", "absent")}
+__all__ = ["NO_REGION", "TASKS", "TaskRow", "even_sample", "is_grounding_row", "is_task_row", "task_names", "task_rows"]
 
 NO_REGION = -1
+UNKNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,15 @@ class TaskRow:
     """One question. Boxes are xyxy in pixels of the original image after EXIF transpose.
 
     image: absolute path. width, height: of that raster, pixels. image_id: the record's `image`; rows of one image share
-    it. region_index: position of the region in its record, `NO_REGION` where nothing fits. phrase: what grounding and
-    absent ask for, else "". question: the text, with one `<region>` for each prompt box. prompt_boxes: the boxes of the
-    question (none where a phrase is asked for). target_xyxy: the region's box, empty where nothing fits. answers: the
-    accepted answers (none where a phrase is asked for).
+    it. region_index: position of the region in its record, `NO_REGION` where nothing fits. phrase: what is asked to be
+    located, else "". question: the text, with one `<region>` for each prompt box. prompt_boxes: the boxes of the
+    question (none where a phrase is asked for). target_xyxy: the region's box, empty where nothing fits, or where
+    several are asked for. answers: the accepted answers (none where a phrase is asked for).
+
+    targets: all true boxes where several are asked for. choices: of a question "... a or b?" the true name first, then
+    the wrong one. point_xy: the point that the prompt box stands for. shape: the free-form shape that it stands for, as
+    the compressed counts of a COCO RLE of the image's size. distractors: how many other things of the target's
+    category the image holds, `UNKNOWN` where nobody says. context: what a judge of the answer is told.
     """
 
     image: str
@@ -38,19 +45,12 @@ class TaskRow:
     prompt_boxes: list[list[float]]
     target_xyxy: list[float]
     answers: list[str]
-
-
-def task_names(tasks: Sequence[str] | None) -> list[str]:
-    """The asked tasks without repeats; all of ours for None. "grounding" is short for "regiontower_grounding".
-
-    A UserError on an unknown name lists the known ones.
-    """
-    full = {kind: name for name, kind in TASKS.items()}
-    names = list(dict.fromkeys(full.get(name, name) for name in tasks) if tasks is not None else TASKS)
-    for name in names:
-        if name not in TASKS:
-            raise UserError(f"there is no task {name!r}; choose from {', '.join(TASKS)}")
-    return names
+    targets: list[list[float]] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
+    point_xy: list[float] = field(default_factory=list)
+    shape: str = ""
+    distractors: int = UNKNOWN
+    context: str = ""
 
 
 def task_rows(
@@ -63,22 +63,30 @@ def task_rows(
     - `regiontower_reading`: one row for each region with a transcript.
     - `regiontower_absent`: one row for each image and phrase of which the record says that nothing fits it.
 
+    The further ones are in `more_rows`.
+
     Args:
         records: what `train_stages.record_io.read_records` returns.
-        tasks: names out of `TASKS`; None for all.
+        tasks: names out of `RECORD_TASKS`; None for the four above.
         limit: at most so many rows a task, drawn by `even_sample`; None for all.
 
     Raises:
         UserError: an unknown task, a limit below 1.
     """
-    rows: dict[str, list[TaskRow]] = {name: [] for name in task_names(tasks)}
-    for record in records.records:
+    from .more_rows import more_rows
+
+    names = task_names(tasks)
+    basic = [name for name in names if name in TASKS]
+    rows: dict[str, list[TaskRow]] = {name: [] for name in names}
+    for name, found in more_rows(records, [name for name in names if name not in TASKS]).items():
+        rows[name] += found
+    for record in records.records if basic else ():
         phrases = unique_phrases(record)
         of_region: dict[int, list[str]] = {}
         for phrase, index in phrases:
             of_region.setdefault(index, []).append(phrase)
 
-        row = functools.partial(_row, record, str(records.image_path(record).absolute()))
+        row = functools.partial(row_of, record, str(records.image_path(record).absolute()))
         asked = {
             "grounding": [row(index, LOCATE.format(phrase=phrase), phrase=phrase) for phrase, index in phrases],
             "referring": [row(index, REFER, answers=of_region[index]) for index in sorted(of_region)],
@@ -87,15 +95,20 @@ def task_rows(
             ],
             "absent": [row(NO_REGION, LOCATE.format(phrase=phrase), phrase=phrase) for phrase in record.absent],
         }
-        for name, found in rows.items():
-            found += asked[TASKS[name]]
+        for name in basic:
+            rows[name] += asked[TASKS[name]]
     return rows if limit is None else {name: even_sample(found, limit) for name, found in rows.items()}
 
 
-def _row(
-    record: Record, image: str, index: int, question: str, phrase: str = "", answers: Sequence[str] = ()
-) -> TaskRow:
+def row_of(record: Record, image: str, index: int, question: str, phrase: str = "", **fields: Any) -> TaskRow:
+    """A row about the region `index` of a record (`NO_REGION`: none). image: absolute path. fields: of `TaskRow`; the
+    prompt box of a question without a phrase is the region's own box unless they say otherwise."""
     box = [] if index == NO_REGION else list(record.regions[index].box_xyxy)
+    known: dict[str, Any] = {
+        "prompt_boxes": [] if phrase else [box],
+        "answers": [],
+        "distractors": distractors(record, index),
+    }
     return TaskRow(
         image=image,
         width=record.width,
@@ -104,10 +117,17 @@ def _row(
         region_index=index,
         phrase=phrase,
         question=question,
-        prompt_boxes=[] if phrase else [box],
         target_xyxy=box,
-        answers=list(answers),
+        **{**known, **fields},
     )
+
+
+def distractors(record: Record, index: int) -> int:
+    """How many further regions have the category of this one; `UNKNOWN` without a category."""
+    category = None if index == NO_REGION else record.regions[index].category
+    if category is None:
+        return UNKNOWN
+    return sum(region.category == category for region in record.regions) - 1
 
 
 def even_sample(rows: Sequence[TaskRow], limit: int, seed: int = 0) -> list[TaskRow]:

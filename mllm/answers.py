@@ -1,13 +1,13 @@
-"""Many questions at once: prompts in, answers with boxes and scores out."""
+"""A question about a picture, and the answer to it: text with boxes and scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 
 from .boxes import ImageFrame, ParsedBoxes, box_format, score_boxes
-from .modeling import RegionLlavaForConditionalGeneration
 from .processing import BoxesLike, RegionLlavaProcessor
 from .prompts import user_message
 
@@ -35,40 +35,20 @@ class Answer:
     boxes: ParsedBoxes
 
 
-def answer_questions(
-    model: RegionLlavaForConditionalGeneration,
-    processor: RegionLlavaProcessor,
-    questions: Sequence[Question],
-    *,
-    max_new_tokens: int = 48,
-    batch_size: int = 16,
-) -> list[Answer]:
-    """Answer each question by itself (greedy), `batch_size` at a time.
-
-    Raises:
-        UserError: a question whose `<region>` placeholders and boxes differ in number, or a box outside its picture.
-    """
-    answers: list[Answer] = []
-    for batch in _batches(processor, questions, batch_size):
-        answers += _answer_batch(model, processor, batch, max_new_tokens)
-    return answers
-
-
-def _batches(processor: RegionLlavaProcessor, questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Consecutive questions of one input size; with letterboxing all inputs have one."""
-    batch: list[Question] = []
-    for question in questions:
-        frame_size = processor.frame(question.image.size).input_size
-        if batch and (len(batch) == size or frame_size != processor.frame(batch[0].image.size).input_size):
-            yield batch
-            batch = []
-        batch.append(question)
-    if batch:
-        yield batch
-
-
 @torch.inference_mode()
-def _answer_batch(model, processor, batch: Sequence[Question], max_new_tokens: int) -> list[Answer]:
+def answer_whole(model: Any, processor: Any, questions: Sequence[Question], max_new_tokens: int) -> list[Answer]:
+    """Answer a batch (greedy), each prompt from its beginning, nothing shared: for models whose prompts cannot be taken
+    apart. Pictures of one input size go together."""
+    answers: dict[int, Answer] = {}
+    sizes = [processor.frame(question.image.size).input_size for question in questions]
+    for size in dict.fromkeys(sizes):
+        rows = [row for row, other in enumerate(sizes) if other == size]
+        found = _answer_one_size(model, processor, [questions[row] for row in rows], max_new_tokens)
+        answers |= zip(rows, found, strict=True)
+    return [answers[row] for row in range(len(questions))]
+
+
+def _answer_one_size(model: Any, processor: Any, batch: Sequence[Question], max_new_tokens: int) -> list[Answer]:
     inputs = processor(
         images=[question.image for question in batch],
         text=[user_prompt(processor, question.text) for question in batch],
@@ -79,12 +59,13 @@ def _answer_batch(model, processor, batch: Sequence[Question], max_new_tokens: i
     output = model.generate(
         **model_inputs(model, inputs),
         max_new_tokens=max_new_tokens,
+        do_sample=False,
         return_dict_in_generate=True,
         output_logits=True,
     )
     new_ids = output.sequences[:, inputs["input_ids"].shape[1] :]
-    probabilities = torch.stack([step.float().softmax(-1) for step in output.logits], dim=1)
-    chosen = probabilities.gather(-1, new_ids[..., None])[..., 0]
+    steps = zip(output.logits, new_ids.T, strict=True)
+    chosen = torch.stack([step.float().softmax(-1).gather(-1, ids[:, None])[:, 0] for step, ids in steps], dim=1)
     return [
         decode_answer(processor, ids.tolist(), probs.tolist(), processor.frame(question.image.size))
         for ids, probs, question in zip(new_ids, chosen, batch, strict=True)
@@ -98,32 +79,39 @@ def user_prompt(processor: RegionLlavaProcessor, text: str) -> str:
 
 def model_inputs(model, inputs) -> dict[str, torch.Tensor]:
     """Move a processor's batch to the model; only pixels take its dtype (boxes must stay float32)."""
-    moved = {
-        name: inputs[name].to(model.device)
-        for name in ("input_ids", "attention_mask", "boxes", "region_counts")
+    # By name: tokenizers add fields of their own that no LLaVA takes.
+    taken = ("input_ids", "attention_mask", "pixel_values", "image_sizes", "boxes", "region_counts")
+    return {
+        name: inputs[name].to(model.device, model.dtype if name == "pixel_values" else None)
+        for name in taken
         if name in inputs
     }
-    if "pixel_values" in inputs:
-        moved["pixel_values"] = inputs["pixel_values"].to(model.device, model.dtype)
-    return moved
 
 
 def decode_answer(
-    processor: RegionLlavaProcessor, ids: Sequence[int], probabilities: Sequence[float], frame: ImageFrame
+    processor: Any,
+    ids: Sequence[int],
+    probabilities: Sequence[float],
+    frame: ImageFrame,
+    convention: str | None = None,
 ) -> Answer:
-    """Generated ids -> text, its boxes, and their scores."""
-    ids = text_ids(processor, ids)
+    """Generated ids -> text, its boxes, and their scores.
+
+    convention: of the boxes, a name of `boxes.BOX_FORMATS`; the processor's own when absent.
+    """
+    spoken: str = convention or processor.box_format
+    ids = text_ids(processor, ids, spoken)
     # Where each token's characters end: tokens can share characters (bytes), so prefixes are decoded, not tokens.
     ends = [len(processor.tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
     text = processor.tokenizer.decode(ids)
     spans = list(zip([0, *ends[:-1]], ends, strict=True)) if ids else []
-    parsed = processor.parse_boxes(text, frame)
+    parsed = box_format(spoken).parse(text, frame)
     return Answer(text.strip(), score_boxes(parsed, spans, list(probabilities[: len(ids)])))
 
 
-def text_ids(processor: RegionLlavaProcessor, ids: Sequence[int]) -> list[int]:
+def text_ids(processor: Any, ids: Sequence[int], convention: str | None = None) -> list[int]:
     """The answer itself: generated ids up to the first special token (end of turn, padding)."""
-    tokenizer, marks = processor.tokenizer, box_format(processor.box_format).syntax.reserved
+    tokenizer, marks = processor.tokenizer, box_format(convention or processor.box_format).syntax.reserved
     # A tokenizer may hold the box format's own tags as special tokens: those are part of the answer.
     special = {i for i in tokenizer.all_special_ids if tokenizer.convert_ids_to_tokens(i) not in marks}
     end = next((i for i, token in enumerate(ids) if token in special), len(ids))

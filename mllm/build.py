@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..vision_towers import describe_tower, tower_image_processor
 from .config import RegionLlavaConfig
+from .fresh import fresh_part
 from .modeling import RegionLlavaForConditionalGeneration
 from .processing import RegionLlavaProcessor, RegionPrompt
 from .prompts import IMAGE_TOKEN, REGION_TOKEN
@@ -75,7 +75,9 @@ def build_mllm(
     inner.vision_tower, inner.language_model = tower, language_model.get_decoder()
     model.lm_head = language_model.get_output_embeddings()  # pyright: ignore[reportAttributeAccessIssue]
     for part in (inner.multi_modal_projector, inner.region_projector):
-        _materialise(part, language_model.dtype, language_model.device, config.text.initializer_range)
+        fresh_part(
+            part, language_model.dtype, language_model.device, config.text.initializer_range, torch.default_generator
+        )
     # The model's tying points at modules that have just been replaced.
     model.tie_weights()
     model.generation_config = generation_config(language_model, (model.config.image_token_id, config.region_token_id))
@@ -88,17 +90,3 @@ def generation_config(language_model: PreTrainedModel, placeholder_ids: Iterable
     config.do_sample = False
     config.suppress_tokens = sorted(set(config.suppress_tokens or []) | set(placeholder_ids))
     return config
-
-
-def _materialise(part: nn.Module, dtype: torch.dtype, device: torch.device, std: float) -> None:
-    part.to_empty(device=device)
-    part.to(dtype)
-    for module in part.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(row_end := getattr(module, "row_end", None), nn.Parameter):
-            nn.init.normal_(row_end, std=std)

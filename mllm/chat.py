@@ -10,11 +10,14 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..vision_towers import TowerFeatures, UserError, describe_tower
-from .answers import Answer, decode_answer, text_ids
+from .answers import Answer, decode_answer, model_inputs, text_ids
+from .bos import adds_special_tokens
 from .boxes import Boxes
-from .modeling import RegionLlavaForConditionalGeneration, encoded_rows
+from .draw import OVERLAY_COLORS, draw_boxes
+from .load import RegionMLLM
 from .processing import BoxesLike, RegionLlavaProcessor
 from .prompts import assistant_message, user_message
+from .region_model import encoded_rows
 
 
 @dataclass
@@ -29,27 +32,36 @@ class _Prefix:
 class ChatSession:
     """Turns about one picture.
 
+    With `region_prompt` "overlay" boxes are part of the picture: it is encoded again in every turn that names new ones.
+
     Args:
         model, processor: from `load_mllm`.
         image: upright RGB.
-        max_new_tokens: longest answer.
-    Raises:
-        UserError: `region_prompt` is "overlay": boxes cannot be drawn into a picture that is encoded already.
+        max_new_tokens: longest answer; may be changed between turns.
+    Attributes:
+        frame: between the picture and the tower's input.
+        features: what the tower gave: the layers that the language model and the region readout take.
     """
 
     def __init__(
         self,
-        model: RegionLlavaForConditionalGeneration,
+        model: RegionMLLM,
         processor: RegionLlavaProcessor,
         image: Image.Image,
         *,
         max_new_tokens: int = 128,
     ):
-        if processor.region_prompt == "overlay":
-            raise UserError("a chat keeps the encoded picture, so region_prompt 'overlay' cannot be used in it.")
-        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
-        picture, self.frame = processor.fit(image)
-        self._encode(picture)
+        self.model, self.max_new_tokens, self._image = model, max_new_tokens, image
+        self.frame = processor.frame(image.size)
+        self.restart(processor)
+        self._encode(())
+
+    def restart(self, processor: RegionLlavaProcessor) -> None:
+        """Forget the conversation and keep the encoded picture.
+
+        processor: the session's, or a copy of it with another `region_prompt`.
+        """
+        self.processor = processor
         self._messages: list[dict] = []
         self._boxes: list[tuple[float, ...]] = []
         self._prefix = self._empty_prefix()
@@ -69,17 +81,19 @@ class ChatSession:
             text: the question, with one `<region>` a box.
             boxes: xyxy in pixels of the picture.
         Raises:
-            UserError: placeholders and boxes differ in number, or a box outside the picture.
+            UserError: placeholders and boxes differ in number, a box outside the picture, a conversation longer than
+                the language model reads, or more boxes than "overlay" has colours.
         """
         new = [tuple(box) for box in (boxes if isinstance(boxes, Boxes) else Boxes(list(boxes)))]
         question = user_message(text, with_image=not self._messages)
         prompt = self.processor.apply_chat_template([*self._messages, question], add_generation_prompt=True)
-        if not prompt.startswith(self._prefix.text):
+        if self._draw([*self._boxes, *new]) or not prompt.startswith(self._prefix.text):
             # Some templates rewrite earlier turns (they trim answers, say): then nothing can be kept.
             self._prefix = self._empty_prefix()
         fresh = not self._prefix.text
         regions = Boxes([*self._boxes, *new] if fresh else new)
         ids = torch.cat([self._prefix.ids, self._tokenise(prompt[len(self._prefix.text) :], regions, fresh)], dim=1)
+        self._check_length(ids.shape[1])
         encoded = self._encoded(regions, with_image=fresh)
 
         answer_ids: list[int] = []
@@ -91,20 +105,44 @@ class ChatSession:
         self._prefix.text = prompt + answer_text
         self._prefix.ids = torch.cat([ids, ids.new_tensor([kept])], dim=1)
 
+    def _draw(self, boxes: list[tuple[float, ...]]) -> bool:
+        """Whether the picture had to be encoded again, because other boxes belong into it."""
+        wanted = tuple(boxes) if self.processor.region_prompt == "overlay" else ()
+        if wanted == self._drawn:
+            return False
+        if len(wanted) > len(OVERLAY_COLORS):
+            raise UserError(
+                f"region_prompt overlay has {len(OVERLAY_COLORS)} colours and the conversation {len(wanted)} boxes; "
+                "start another conversation."
+            )
+        self._encode(wanted)
+        return True
+
+    def _check_length(self, tokens: int) -> None:
+        longest = getattr(self.model.config.text, "max_position_embeddings", None)
+        if longest is not None and tokens + self.max_new_tokens > longest:
+            raise UserError(
+                f"the conversation takes {tokens} tokens and an answer up to {self.max_new_tokens}, but the language "
+                f"model reads {longest}; start another conversation or ask for shorter answers."
+            )
+
     @torch.inference_mode()
-    def _encode(self, picture: Image.Image) -> None:
-        """Run the tower once; keep the image tokens and what later boxes are read from."""
-        inner, config = self.model.model, self.model.config
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        pixels = pixels.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2)
-        pixels = self.processor.normalise(pixels).to(self.model.device, self.model.dtype)
+    def _encode(self, drawn: tuple[tuple[float, ...], ...]) -> None:
+        """Run the tower once, on the picture with boxes `drawn` into it; keep the image tokens and what later boxes are
+        read from."""
+        inner, config, self._drawn = self.model.model, self.model.config, drawn
+        image = draw_boxes(self._image, Boxes(list(drawn))) if drawn else self._image
+        inputs = self.processor.picture_inputs([self.processor.pixels(image)], [image.size])
         layer = config.vision_feature_layer
         layers = {*([layer] if isinstance(layer, int) else layer), *inner.vision_tower.region_feature_layers}
-        encoded = inner.get_image_features(pixels, output_hidden_states=sorted(layers), return_dict=True)
+        encoded = inner.get_image_features(
+            **model_inputs(self.model, inputs), output_hidden_states=sorted(layers), return_dict=True
+        )
         assert encoded.pooler_output is not None
         self._image_rows = list(encoded.pooler_output)
         patch = describe_tower(config.vision).patch_size
-        self._features = TowerFeatures.from_output(encoded, (picture.height, picture.width), patch)
+        height, width = inputs["pixel_values"].shape[-2:]
+        self.features = TowerFeatures.from_output(encoded, (height, width), patch)
 
     def _empty_prefix(self) -> _Prefix:
         ids = torch.zeros(1, 0, dtype=torch.long, device=self.model.device)
@@ -116,7 +154,8 @@ class ChatSession:
             written = self.processor.write(text, self.frame, regions)
         else:
             written = self.processor.write_regions(text, self.frame, regions)
-        ids = self.processor.tokenizer(written, return_tensors="pt", add_special_tokens=fresh)["input_ids"]
+        special = fresh and adds_special_tokens(self.processor.tokenizer, written)
+        ids = self.processor.tokenizer(written, return_tensors="pt", add_special_tokens=special)["input_ids"]
         return ids.to(self.model.device)
 
     @torch.inference_mode()
@@ -126,7 +165,7 @@ class ChatSession:
             encoded["image"] = encoded_rows(self._image_rows)
         if len(regions) and self.processor.embeds_regions:
             boxes = self.processor.to_input(regions, self.frame)[None].to(self.model.device)
-            rows = self.model.model.encode_more_regions(self._features, boxes)
+            rows = self.model.model.encode_more_regions(self.features, boxes)
             encoded["region"] = encoded_rows([rows])
         return encoded
 

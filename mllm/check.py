@@ -6,18 +6,22 @@ Each check looks at one thing that has gone wrong in published checkpoints and y
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..vision_towers import TowerSpec, UserError, describe_tower
 from ..vision_towers.packaged import model_source
-from .config import RegionLlavaConfig
+from .config import RegionLlavaConfig, RegionParts
+from .processing import RegionLlavaProcessor
 from .projectors import image_token_count
+from .swap_report import image_tokens
 
 ADAPTER_FILE = "adapter_config.json"
 TOWER = "vision_tower"
@@ -53,9 +57,20 @@ class Checked:
     def strategy(self) -> str:
         return self.config.vision_feature_select_strategy
 
+    @property
+    def pinpoints(self) -> list[list[int]]:
+        """Height and width of what tiles are cut from; none for a model without tiles."""
+        return [list(point) for point in getattr(self.config, "image_grid_pinpoints", None) or []]
+
+    @cached_property
+    def model(self) -> Any:
+        """Without weights."""
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(self.config).eval()
+
 
 def check_model(name_or_path: str | Path) -> list[Finding]:
-    """What is wrong with a Llava, LlavaNext, LlavaOnevision or RegionLlava; errors first.
+    """What is wrong with a Llava, LlavaNext, LlavaOnevision, RegionLlava or RegionLlavaNext; errors first.
 
     Args:
         name_or_path: a packaged model, folder or hub id, with its processor. Weights are not read.
@@ -71,8 +86,27 @@ def check_model(name_or_path: str | Path) -> list[Finding]:
     if not hasattr(config, "vision_config") or not hasattr(config, "vision_feature_select_strategy"):
         raise UserError(f"{source!r} is a {config.model_type}; only LLaVA-style models can be checked.")
     checked = Checked(config, describe_tower(config.vision_config), processor, _side(processor), Path(source))
-    found = [finding for check in CHECKS for finding in check(checked)]
-    return sorted(found, key=lambda finding: finding.level != "error")
+    return errors_first(finding for check in CHECKS for finding in check(checked))
+
+
+def errors_first(findings: Iterable[Finding]) -> list[Finding]:
+    """In the order of their level, and else as they come."""
+    return sorted(findings, key=lambda finding: finding.level != "error")
+
+
+def input_size(name: str, side: int, spec: TowerSpec) -> Iterator[Finding]:
+    """Whether a tower takes a square of `side` pixels; `name` is what has this size."""
+    if side % spec.patch_size == 0 and (side == spec.image_size or spec.any_resolution):
+        return
+    can = f"a multiple of {spec.patch_size}" if spec.any_resolution else str(spec.image_size)
+    yield Finding(
+        "error",
+        f"{name} is {side}, and this tower takes {can} px",
+        "the rest of each row of patches is lost"
+        if spec.any_resolution
+        else f"its {spec.positions} positions are for {spec.image_size} px: it fails, or positions are guessed",
+        f"set {name} to {can}",
+    )
 
 
 def report(findings: list[Finding]) -> dict[str, Any]:
@@ -85,7 +119,7 @@ def report(findings: list[Finding]) -> dict[str, Any]:
 
 
 def _side(processor: Any) -> int | None:
-    if hasattr(processor, "box_format"):  # ours
+    if isinstance(processor, RegionLlavaProcessor):
         return None if processor.row_end else processor.image_size
     image_processor = processor.image_processor
     size = getattr(image_processor, "crop_size", None) or image_processor.size
@@ -94,12 +128,13 @@ def _side(processor: Any) -> int | None:
 
 
 def _tokens(checked: Checked) -> Iterator[Finding]:
-    """As many placeholders as features: the processor counts the ones, the model makes the others."""
+    """As many placeholders as features, of one view: the processor counts the ones, the model makes the others."""
     config, spec, processor = checked.config, checked.spec, checked.processor
-    if processor.patch_size != spec.patch_size:
+    patch = getattr(processor, "patch_size", spec.patch_size)  # LlavaOnevision's counts tokens
+    if patch != spec.patch_size:
         yield Finding(
             "error",
-            f"the processor counts patches of {processor.patch_size} px, the tower's have {spec.patch_size}",
+            f"the processor counts patches of {patch} px, the tower's have {spec.patch_size}",
             "the number of image tokens in the text is wrong",
             f"set patch_size of the processor to {spec.patch_size}",
         )
@@ -112,16 +147,18 @@ def _tokens(checked: Checked) -> Iterator[Finding]:
         written = processor.image_tokens(processor.frame((checked.side, checked.side)))
     else:
         made = rows * columns + spec.num_prefix_tokens - (checked.strategy == "default")
-        dropped = processor.vision_feature_select_strategy == "default"
-        written = rows * columns + processor.num_additional_image_tokens - dropped
+        written = rows * columns + _more_tokens(processor, rows * columns)
     if made != written:
         yield Finding(
             "error",
             f"the processor writes {written} placeholders for {checked.side} px, the model makes {made} features",
             "the forward pass fails, or features land on the wrong places",
-            "set num_additional_image_tokens to the tokens before the tower's patches "
-            f"({spec.num_prefix_tokens}) and vision_feature_select_strategy to the model's ({checked.strategy!r})",
+            f"set vision_feature_select_strategy of the processor to the model's ({checked.strategy!r}) and "
+            f"num_additional_image_tokens to the tokens before the tower's patches, {spec.num_prefix_tokens} "
+            f"(num_image_tokens to {rows * columns + spec.num_prefix_tokens})",
         )
+        return
+    yield from _tiles(checked)
     length = getattr(config, "image_seq_length", None)
     if length is not None and length != made:
         yield Finding(
@@ -130,6 +167,51 @@ def _tokens(checked: Checked) -> Iterator[Finding]:
             "what plans memory by it (caches, servers) plans wrongly",
             f"set it to {made}",
         )
+
+
+def _more_tokens(processor: Any, patches: int) -> int:
+    """Placeholders of a view beyond its patches, as the plain processors count them."""
+    if isinstance(processor, RegionLlavaProcessor):
+        return 0
+    whole = getattr(processor, "num_image_tokens", None)  # LlavaOnevision says how many in all
+    more = processor.num_additional_image_tokens if whole is None else whole - patches
+    return more - (processor.vision_feature_select_strategy == "default")
+
+
+def _tiles(checked: Checked) -> Iterator[Finding]:
+    """What the processor cuts is what the model puts together; found by doing both, without weights."""
+    if not checked.pinpoints:
+        return
+    used = [list(point) for point in checked.processor.image_processor.image_grid_pinpoints]
+    if used != checked.pinpoints:
+        yield Finding(
+            "error",
+            f"image_grid_pinpoints of the image processor are {used}, those of the model {checked.pinpoints}",
+            "pictures are cut in one way and put together in another",
+            "set both to the same",
+        )
+        return
+    options: dict[str, Any] = {} if isinstance(checked.processor, RegionLlavaProcessor) else {"return_tensors": "pt"}
+    for height, width in checked.pinpoints:
+        picture, text = Image.new("RGB", (width, height)), checked.processor.image_token
+        inputs = checked.processor(images=[picture], text=[text], **options)
+        written = int((inputs["input_ids"] == checked.config.image_token_id).sum())
+        try:
+            with torch.no_grad():
+                rows = checked.model.model.get_image_features(
+                    inputs["pixel_values"].to("meta", checked.model.dtype), inputs["image_sizes"], return_dict=True
+                ).pooler_output
+            made = str(sum(len(row) for row in rows))
+        except (ValueError, RuntimeError) as error:
+            made = f"none ({str(error).splitlines()[0]})"
+        if made != str(written):
+            yield Finding(
+                "error",
+                f"the processor writes {written} placeholders for {width} x {height} px, the model makes {made}",
+                "the forward pass fails, or features land on the wrong places",
+                f"set image_grid_pinpoints of both to multiples of the tile's {checked.spec.image_size} px",
+            )
+            return
 
 
 def _prefix(checked: Checked) -> Iterator[Finding]:
@@ -149,7 +231,7 @@ def _prefix(checked: Checked) -> Iterator[Finding]:
             f"{prefix - 1} registers are taken for patches, and every patch moves",
             "load the tower through regiontower, which trims them (`regiontower swap`)",
         )
-    elif checked.strategy == "full" and prefix and not isinstance(checked.config, RegionLlavaConfig):
+    elif checked.strategy == "full" and prefix and not isinstance(checked.config, RegionParts):
         yield Finding(
             "warning",
             f"{prefix} tokens that are no patches stay among the image tokens",
@@ -188,31 +270,16 @@ def _crop(checked: Checked) -> Iterator[Finding]:
 
 def _resolution(checked: Checked) -> Iterator[Finding]:
     """A table of positions has one size."""
-    side, spec = checked.side, checked.spec
-    if side is None:
-        return
-    if side % spec.patch_size:
-        yield Finding(
-            "error",
-            f"inputs have {side} px, no multiple of the patch, {spec.patch_size}",
-            "the rest of each row is lost",
-            f"set the input to {side // spec.patch_size * spec.patch_size} px",
-        )
-    elif side != spec.image_size and not spec.any_resolution:
-        yield Finding(
-            "error",
-            f"inputs have {side} px, and the tower's {spec.positions} positions are for {spec.image_size}",
-            "the forward pass fails, or positions are guessed",
-            f"set the input to {spec.image_size} px, or take a tower of {side} px",
-        )
+    if checked.side is not None:
+        yield from input_size("the size of the input", checked.side, checked.spec)
 
 
 def _placeholders(checked: Checked) -> Iterator[Finding]:
     """The token that image features replace is the one that the processor writes."""
     tokenizer, config = checked.processor.tokenizer, checked.config
     pairs = [("image", "image_token", config.image_token_id)]
-    if isinstance(config, RegionLlavaConfig):
-        pairs.append(("region", "region_token", config.region_token_id))
+    if isinstance(config, RegionParts):
+        pairs.append(("region", "region_token", config.region_token_id))  # pyright: ignore
     for name, attribute, wanted in pairs:
         text = getattr(checked.processor, attribute, f"<{name}>")
         written = tokenizer.convert_tokens_to_ids(text)
@@ -230,13 +297,13 @@ def _context(checked: Checked) -> Iterator[Finding]:
     longest = getattr(checked.config.text_config, "max_position_embeddings", None)
     if checked.side is None or longest is None:
         return
-    rows, columns = checked.spec.grid(checked.side, checked.side)
-    if rows * columns >= longest:
+    most, _ = image_tokens(checked.config, checked.processor)
+    if most >= longest:
         yield Finding(
             "error",
-            f"one view is {rows * columns} tokens, the language model reads {longest}",
+            f"a picture is up to {most} tokens, the language model reads {longest}",
             "there is no room for a question",
-            "take a smaller input, or the projector merge2x2_mlp",
+            "take a smaller input or fewer tiles, or the projector merge2x2_mlp",
         )
 
 
@@ -249,9 +316,8 @@ def _adapter(checked: Checked) -> Iterator[Finding]:
     from peft.tuners.tuners_utils import check_target_module_exists
 
     adapter = LoraConfig(**{"target_modules": json.loads(path.read_text(encoding="utf-8"))["target_modules"]})
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(checked.config)
-    hit = [name for name, _ in model.named_modules() if TOWER in name and check_target_module_exists(adapter, name)]
+    names = [name for name, _ in checked.model.named_modules() if TOWER in name]
+    hit = [name for name in names if check_target_module_exists(adapter, name)]
     if hit:
         yield Finding(
             "warning",

@@ -25,6 +25,7 @@ IN_MEMORY = (
     (re.compile(r"^(?:model\.)?language_model\.(?:model\.)?"), "model.language_model."),
     (re.compile(r"^(?:model\.)?vision_tower\.(?:vision_model\.)?"), "model.vision_tower."),
     (re.compile(r"^(?:model\.)?multi_modal_projector\."), "model.multi_modal_projector."),
+    (re.compile(r"^(?:model\.)?region_projector\."), "model.region_projector."),
     (re.compile(r"^(?:model\.)?image_newline$"), "model.image_newline"),
 )
 OF_LLAVA = ("vision_tower.", "multi_modal_projector.", "image_newline")

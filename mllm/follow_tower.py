@@ -7,8 +7,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from ..vision_towers import TowerSpec, UserError, describe_tower
+from ..vision_towers import TowerSpec, UserError, describe_tower, tower_image_processor
 from ..vision_towers.describe import side_of
+from .config import RegionLlavaConfig
+from .projectors import image_token_count
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,13 @@ class Family:
 
     Args:
         tiles: cuts pictures into tiles of the tower's size; else it sees one square.
+        regions: reads boxes, so its tower keeps a readout and is one of ours.
         own_layers: reads several layers side by side and keeps its own list of them.
         drops_first: drops token 0 whatever the tower puts there.
     """
 
     tiles: bool = False
+    regions: bool = False
     own_layers: bool = False
     drops_first: bool = False
 
@@ -31,6 +35,8 @@ FAMILIES = {
     "llava_next": Family(tiles=True),
     "llava_onevision": Family(tiles=True),
     "vipllava": Family(own_layers=True, drops_first=True),
+    "region_llava": Family(regions=True),
+    "region_llava_next": Family(tiles=True, regions=True),
 }
 
 
@@ -70,8 +76,10 @@ def follow_in_config(config: Any, tower: Any, feature_layer: int | None) -> None
         layers = config.vision_feature_layer
     _check_layers(layers, tower)
     config.vision_config, config.vision_feature_layer = tower, layers
-    rows, columns = spec.grid(spec.image_size, spec.image_size)
-    followed = {"vision_feature_select_strategy": spec.select_strategy, "image_seq_length": rows * columns}
+    followed = {
+        "vision_feature_select_strategy": spec.select_strategy,
+        "image_seq_length": _tokens(config, spec.grid(spec.image_size, spec.image_size)),
+    }
     if family.tiles:
         followed["image_grid_pinpoints"] = [
             [max(1, round(side / old_side)) * spec.image_size for side in point]
@@ -80,6 +88,18 @@ def follow_in_config(config: Any, tower: Any, feature_layer: int | None) -> None
     for name, value in followed.items():
         if hasattr(config, name):  # each kind of LLaVA has some of them
             setattr(config, name, value)
+
+
+def _tokens(config: Any, grid_hw: tuple[int, int]) -> int:
+    """Image tokens of one view."""
+    if not isinstance(config, RegionLlavaConfig):
+        return grid_hw[0] * grid_hw[1]
+    if grid_hw[0] % config.merge_size or grid_hw[1] % config.merge_size:
+        raise UserError(
+            f"the model merges blocks of {config.merge_size} x {config.merge_size} patches, and this tower has "
+            f"{grid_hw[0]} x {grid_hw[1]}; choose an image size with an even number of patches a side."
+        )
+    return image_token_count(grid_hw, config.merge_size, config.row_end)
 
 
 def follow_in_processor(processor: Any, config: Any) -> Any:
@@ -93,6 +113,8 @@ def follow_in_processor(processor: Any, config: Any) -> Any:
     followed = {
         "image_processor": _image_processor(processor.image_processor, config, spec),
         "patch_size": spec.patch_size,
+        "image_size": spec.image_size,
+        "num_prefix_tokens": 0,
         "num_additional_image_tokens": spec.num_prefix_tokens,
         "num_image_tokens": rows * columns + spec.num_prefix_tokens,
         "vision_feature_select_strategy": spec.select_strategy,
@@ -109,6 +131,8 @@ def follow_in_processor(processor: Any, config: Any) -> Any:
 def _image_processor(old: Any, config: Any, spec: TowerSpec) -> Any:
     side = spec.image_size
     crop = {"crop_size": {"height": side, "width": side}}
+    if isinstance(config, RegionLlavaConfig):
+        return tower_image_processor(config.vision)  # pictures are letterboxed by the model's own processor
     if not family_of(config).tiles:
         padded: dict[str, Any] = _pixels(spec) | crop | {"size": {"shortest_edge": side}, "resample": old.resample}
         return LlavaImageProcessor(do_pad=True, **padded)

@@ -6,11 +6,20 @@ from torch import nn
 SEED = 0
 
 
-def fresh_part(part: nn.Module, dtype: torch.dtype, device: torch.device, std: float) -> None:
-    """Give a module on the meta device memory and first values, in place: linear weights normal with `std`, biases
-    zero, norms one and zero. Drawn in float32 with a fixed seed, then rounded to `dtype`."""
+def fresh_part(
+    part: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    std: float,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Give a module on the meta device memory and first values, in place: linear weights and row ends normal with
+    `std`, biases zero, norms one and zero. Drawn in float32, then rounded to `dtype`.
+
+    generator: on the CPU; one with a fixed seed when absent.
+    """
     part.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(SEED) if generator is None else generator
     for module in part.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std, generator=generator)
@@ -18,6 +27,8 @@ def fresh_part(part: nn.Module, dtype: torch.dtype, device: torch.device, std: f
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
+        elif isinstance(row_end := getattr(module, "row_end", None), nn.Parameter):
+            nn.init.normal_(row_end, std=std, generator=generator)
     part.to(device, dtype)
 
 

@@ -8,41 +8,74 @@ from transformers import AutoConfig, AutoProcessor
 
 from ..vision_towers import UserError
 from ..vision_towers.packaged import model_source
-from .config import RegionLlavaConfig
+from .adapters import adapter_base, attach_adapter, check_base, merge_adapter
 from .modeling import RegionLlavaForConditionalGeneration
+from .next_modeling import RegionLlavaNextForConditionalGeneration
 from .processing import RegionLlavaProcessor
+from .quantize import quantization, spare_odd_layers
+from .register import CLASSES
 
+RegionMLLM = RegionLlavaForConditionalGeneration | RegionLlavaNextForConditionalGeneration
+MODELS: dict[type, Any] = {config: model for config, model, _ in CLASSES}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_mllm(
-    name_or_path: str | Path, *, device: str = "auto", dtype: str = "auto"
-) -> tuple[RegionLlavaForConditionalGeneration, RegionLlavaProcessor]:
-    """Open a RegionLlava checkpoint and its processor, ready to answer (eval mode).
+    name_or_path: str | Path, *, device: str = "auto", dtype: str = "auto", quant: str = "none", merge: bool = False
+) -> tuple[RegionMLLM, RegionLlavaProcessor]:
+    """Open a RegionLlava or RegionLlavaNext checkpoint and its processor, ready to answer (eval mode).
 
     Args:
-        name_or_path: a packaged model, a run directory, any folder written by `save_pretrained`, or a hub id.
+        name_or_path: a packaged model, a run directory (also one of LoRA: its base is opened, too), any folder written
+            by `save_pretrained`, or a hub id.
         device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto" (as saved), "fp32", "bf16" or "fp16".
+        quant: "none", or the language model's weights in "int8" or "nf4"; tower and projectors stay as they are.
+        merge: add the adapter of a LoRA run to its base's weights; without it the layers keep it apart.
     Raises:
-        UserError: nothing to open there, another kind of model, missing tensors, or no such device.
+        UserError: nothing to open there, another kind of model, missing tensors, no such device, or an adapter whose
+            base is gone or another model.
     """
     source = model_source(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, RegionLlavaConfig):
-        raise UserError(f"{source!r} is a {config.model_type}; this needs a region_llava, as align and instruct write.")
+    here = Path(source).is_dir()
+    base = adapter_base(source) if here else None
+    config = None
+    if base is None:
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            base = None if here else adapter_base(source)
+            if base is None:
+                raise UserError(f"no model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
+    if base is not None:
+        check_base(source, base)
+        if quant != "none" and adapter_base(model_source(base.path)) is not None:
+            raise UserError(f"{source!r} is an adapter of an adapter; quantize what `export --merge` makes of it.")
+        model, _ = load_mllm(base.path, device=device, dtype=dtype, quant=quant, merge=True)
+        attach_adapter(model, source, quant)
+        if merge:
+            merge_adapter(model)
+        return model.eval(), AutoProcessor.from_pretrained(source)
+    if type(config) not in MODELS:
+        found = getattr(config, "model_type", "model without a config")
+        raise UserError(f"{source!r} is a {found}; this needs a region_llava, as align and instruct write.")
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}.")
-    loaded: Any = RegionLlavaForConditionalGeneration.from_pretrained(
-        source, config=config, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True
+    place = torch.device(resolve_device(device))
+    wanted: Any = DTYPES.get(dtype, "auto")
+    options: dict[str, Any] = {}
+    if quant != "none":
+        compute = torch.float32 if dtype == "auto" and place.type == "cpu" else DTYPES.get(dtype, torch.bfloat16)
+        options = {"quantization_config": quantization(quant, compute), "device_map": {"": place}}
+        wanted = compute
+    loaded: Any = MODELS[type(config)].from_pretrained(
+        source, config=config, dtype=wanted, output_loading_info=True, **options
     )
     model, info = loaded
     check_loaded(source, info)
     processor = AutoProcessor.from_pretrained(source)
-    return model.to(torch.device(resolve_device(device))).eval(), processor
+    spare_odd_layers(model)
+    return (model if options else model.to(place)).eval(), processor
 
 
 def check_loaded(source: str, info: dict) -> None:

@@ -17,19 +17,19 @@ from ..vision_towers.model_card import (
     weight_rows,
     write_card,
 )
-from .config import RegionLlavaConfig
+from .config import RegionLlavaConfig, RegionParts
 from .prompts import IMAGE_TOKEN, REFER, REGION_TOKEN
 
 
 def write_mllm_card(folder: str | Path, facts: CardFacts | None = None) -> Path:
-    """README.md for a folder that holds a `region_llava`, or a plain `llava`.
+    """README.md for a folder that holds a `region_llava` or `region_llava_next`, or a plain LLaVA.
 
     Raises:
         UserError: no model stands in the folder.
     """
     folder, facts = Path(folder), facts or CardFacts()
     config: Any = read_config(folder)
-    regions = isinstance(config, RegionLlavaConfig)
+    regions = isinstance(config, RegionParts)
     fields = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     spec = describe_tower(config.vision_config)
     text = "A language model that sees pictures" + (
@@ -47,14 +47,18 @@ def write_mllm_card(folder: str | Path, facts: CardFacts | None = None) -> Path:
         ("language model", f"`{config.text_config.model_type}`, {config.text_config.hidden_size} wide"),
         ("image tokens from", f"`hidden_states` entry {config.vision_feature_layer}"),
     ]
-    if regions:
-        rows = [
-            *rows,
+    if isinstance(config, RegionLlavaConfig):
+        rows += [
             (
                 "image projector",
                 f"`{config.projector}`, positions `{config.image_position}`, row ends {config.row_end}",
             ),
             ("input", f"{fields['image_size']} px, " + ("longest side" if config.row_end else "a letterboxed square")),
+        ]
+    elif regions:
+        rows.append(("input", f"squares of {fields['image_size']} px: the whole picture, and tiles of it"))
+    if regions:
+        rows += [
             ("boxes in text", f"`{fields['box_format']}`"),
             (f"`{REGION_TOKEN}` becomes", f"`{fields['region_prompt']}`"),
         ]
@@ -63,7 +67,7 @@ def write_mllm_card(folder: str | Path, facts: CardFacts | None = None) -> Path:
 
 
 def _usage(folder: Path, facts: CardFacts, config: Any) -> str:
-    regions, trust = isinstance(config, RegionLlavaConfig), ", trust_remote_code=True" if brings_code(folder) else ""
+    regions, trust = isinstance(config, RegionParts), ", trust_remote_code=True" if brings_code(folder) else ""
     needs_package = not trust and not native(config)
     question = f"{IMAGE_TOKEN}{REFER}" if regions else f"{IMAGE_TOKEN}What is in the picture?"
     box = ", boxes=[[box]]" if regions else ', return_tensors="pt"'

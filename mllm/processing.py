@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from ..vision_towers import UserError, pad_boxes
+from .bos import adds_special_tokens
 from .boxes import Boxes, ImageFrame, ParsedBoxes, Points, box_format, letterbox_image, mean_colour
 from .draw import OVERLAY_COLORS, draw_boxes
 from .projectors import image_token_count
@@ -87,6 +88,11 @@ class RegionLlavaProcessor(ProcessorMixin):
         """The letterbox bars: the normalisation's mean colour, zero to the tower."""
         return mean_colour(self.image_processor.image_mean)
 
+    @property
+    def letterboxed(self) -> bool:
+        """Whether the model sees one square of `image_size`, the picture letterboxed: such pixels can be kept."""
+        return not self.row_end
+
     def image_tokens(self, frame: ImageFrame) -> int:
         """How many `<image>` tokens an input takes."""
         width, height = frame.input_size
@@ -126,14 +132,11 @@ class RegionLlavaProcessor(ProcessorMixin):
 
         if self.region_prompt == "overlay":
             pictures = [draw_boxes(p, r, OVERLAY_COLORS) for p, r in zip(pictures, regions, strict=True)]
-        fitted = [self.fit(picture) for picture in pictures]
-        arrays, frames = [np.asarray(p).transpose(2, 0, 1) for p, _ in fitted], [frame for _, frame in fitted]
-        if len({array.shape for array in arrays}) > 1:
-            raise UserError("one batch takes pictures of one input size; group pictures by processor.frame(size).")
-
+        sizes = [picture.size for picture in pictures]
+        data = self.picture_inputs([self.pixels(picture) for picture in pictures], sizes)
+        frames = [self.frame(size) for size in sizes]
         prompts = [self.write(t, f, r) for t, f, r in zip(texts, frames, regions, strict=True)]
-        data = dict(self.tokenizer(prompts, return_tensors="pt", **tokenizer_kwargs))
-        data["pixel_values"] = self.normalise(np.stack(arrays))
+        data = self._tokenise(prompts, tokenizer_kwargs) | data
         if self.embeds_regions and any(len(rows) for rows in regions):
             inputs = [self.to_input(rows, frame) for rows, frame in zip(regions, frames, strict=True)]
             data["boxes"], data["region_counts"] = pad_boxes(inputs)
@@ -153,6 +156,22 @@ class RegionLlavaProcessor(ProcessorMixin):
         pieces = text.split(self.region_token)
         prompts = [self._region_prompt(regions, index, frame) for index in range(len(regions))]
         return pieces[0] + "".join(prompt + piece for prompt, piece in zip(prompts, pieces[1:], strict=True))
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The picture as the model sees it, before normalisation: uint8 `(3, H, W)`."""
+        return np.asarray(self.fit(image)[0]).transpose(2, 0, 1)
+
+    def picture_inputs(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """What the model takes of a batch of pictures: `pixel_values (B, 3, H, W)`.
+
+        Args:
+            pixels: of each picture, as `pixels` gives them. sizes: width and height of each original.
+        Raises:
+            UserError: inputs of several sizes.
+        """
+        if len({array.shape for array in pixels}) > 1:
+            raise UserError("one batch takes pictures of one input size; group pictures by processor.frame(size).")
+        return {"pixel_values": self.normalise(np.stack(pixels))}
 
     def normalise(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """uint8 `(B, 3, H, W)` in the input frame -> float32, scaled to 0..1, mean and std of the tower."""
@@ -208,16 +227,28 @@ class RegionLlavaProcessor(ProcessorMixin):
         Raises:
             UserError: a box outside the picture.
         """
-        inside, kept = frame.to_input(regions)
+        return frame.to_input(self.inside(regions, frame))[0].tensor()
+
+    def inside(self, regions: Boxes, frame: ImageFrame) -> Boxes:
+        """The boxes cut to the picture, in its pixels.
+
+        Raises:
+            UserError: a box outside the picture.
+        """
+        parts, kept = frame.visible_part(regions)
         if len(kept) != len(regions):
             lost = next(i for i in range(len(regions)) if i not in set(kept.tolist()))
             width, height = frame.original_size
             raise UserError(f"box {tuple(regions[lost])} lies outside the {width} x {height} picture.")
-        return inside.tensor()
+        return parts
 
     def _text_only(self, texts: list[str], regions: list[Boxes], tokenizer_kwargs: dict) -> BatchFeature:
         for text, rows in zip(texts, regions, strict=True):
             if self.image_token in text or len(rows):
                 raise UserError(f"the prompt speaks of a picture and none was given: {text!r}")
             self._check_placeholders(text, rows)
-        return BatchFeature(dict(self.tokenizer(texts, return_tensors="pt", **tokenizer_kwargs)))
+        return BatchFeature(self._tokenise(texts, tokenizer_kwargs))
+
+    def _tokenise(self, texts: list[str], options: dict) -> dict:
+        special = {"add_special_tokens": all(adds_special_tokens(self.tokenizer, text) for text in texts)}
+        return dict(self.tokenizer(texts, return_tensors="pt", **(special | options)))

@@ -8,11 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..vision_towers import UserError
-from ..vision_towers.lift import plain_tower
+from ..vision_towers.lift import lift_tower, plain_tower
 from .follow_tower import family_of, follow_in_config, follow_in_processor
 from .fresh import fresh_part
 
-TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
+TOWER, PROJECTOR, REGION_PROJECTOR = "vision_tower", "multi_modal_projector", "region_projector"
 
 
 def swap_vision_tower(
@@ -27,24 +27,25 @@ def swap_vision_tower(
 
     The class of the model stays. A tower of ours becomes the native ViT inside it when that says the same to a model
     without boxes (RICE always does), so that plain transformers opens the result. A tower with registers is wrapped in
-    ours, which leaves them out. The tower's weights are rounded to the dtype of the language model. The projector is
-    new: untrained, until it is aligned.
+    ours, which leaves them out. A model that reads boxes goes on reading them: its tower has a readout. The tower's
+    weights are rounded to the dtype of the language model. The projectors are new: untrained, until they are aligned.
 
     Args:
-        model: a Llava, LlavaNext, LlavaOnevision or VipLlava. Its language model is taken over, not copied; so is the
-            tower.
+        model: a Llava, LlavaNext, LlavaOnevision, VipLlava, RegionLlava or RegionLlavaNext. Its language model is taken
+            over, not copied; so is the tower.
         processor: the model's; the given one is not changed.
         tower: from `load_tower`, or any native ViT that is registered.
         feature_layer: `hidden_states` entry for the language model; the tower's default when absent (a VipLlava keeps
             its own list of layers).
-        keep_projector: keep the trained projector; needs a tower of the old one's width.
+        keep_projector: keep the trained projector(s); needs a tower of the old one's width.
     Returns:
         (model, processor). The model may lie on the meta device: the tower and the new projector are then the only
         parts with memory.
     Raises:
         UserError: another kind of model, a quantised one, or a tower that does not fit it.
     """
-    return put_tower(model, processor, plain_tower(tower), feature_layer=feature_layer, keep_projector=keep_projector)
+    tower = lift_tower(tower) if family_of(model.config).regions else plain_tower(tower)
+    return put_tower(model, processor, tower, feature_layer=feature_layer, keep_projector=keep_projector)
 
 
 def put_tower(
@@ -56,7 +57,7 @@ def put_tower(
     keep_projector: bool = False,
 ) -> tuple[Any, Any]:
     """`swap_vision_tower` with the tower as it is: of ours, when `add_regions` is to read boxes with its readout."""
-    family_of(model.config)
+    projectors = (PROJECTOR, REGION_PROJECTOR) if family_of(model.config).regions else (PROJECTOR,)
     whole: Any = model
     language_model = whole.model.language_model
     if getattr(model.config, "quantization_config", None) is not None:
@@ -72,14 +73,15 @@ def put_tower(
     config.dtype = weight.dtype
     with torch.device("meta"):  # a frame without memory: the parts put into it are the only copies
         new: Any = type(model)(config)
-    adopt(new.model, whole.model, leave=(TOWER, PROJECTOR))
+    adopt(new.model, whole.model, leave=(TOWER, *projectors))
     new.lm_head = whole.lm_head
     new.model.vision_tower = tower
-    if keep_projector:
-        new.model.multi_modal_projector = _same_width(whole.model.multi_modal_projector, new)
-    else:
-        std = getattr(language_model.config, "initializer_range", 0.02)
-        fresh_part(new.model.multi_modal_projector, weight.dtype, device, std)
+    for name in projectors:
+        if keep_projector:
+            setattr(new.model, name, _same_width(name, whole.model, new))
+        else:
+            std = getattr(language_model.config, "initializer_range", 0.02)
+            fresh_part(getattr(new.model, name), weight.dtype, device, std)
     new.generation_config = copy.deepcopy(whole.generation_config)
     return new.train(model.training), follow_in_processor(processor, config)
 
@@ -103,13 +105,14 @@ def _rounded(tower: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return tower
 
 
-def _same_width(kept: nn.Module, new: Any) -> nn.Module:
-    wanted = {name: tensor.shape for name, tensor in new.model.multi_modal_projector.state_dict().items()}
+def _same_width(projector: str, old: Any, new: Any) -> nn.Module:
+    kept = getattr(old, projector)
+    wanted = {name: tensor.shape for name, tensor in getattr(new.model, projector).state_dict().items()}
     for name, tensor in kept.state_dict().items():
         if tensor.shape != wanted[name]:
             width = new.config.vision_config.hidden_size
             raise UserError(
-                f"the projector cannot be kept: its {name} is {tuple(tensor.shape)} and a tower {width} wide needs "
-                f"{tuple(wanted[name])}; leave keep_projector out and train a new one."
+                f"the projector cannot be kept: {projector}.{name} is {tuple(tensor.shape)} and a tower {width} wide "
+                f"needs {tuple(wanted[name])}; leave keep_projector out and train a new one."
             )
     return kept

@@ -113,7 +113,8 @@ def rewrite(
     files = {file: names for file, names in kept.items() if names}
     total = len(files) + 1
     targets = {file: f"model-{number:05}-of-{total:05}.safetensors" for number, file in enumerate(files, start=1)}
-    done = _take_up(stage, _signature(checkpoint, kept, dtype))
+    earlier = _take_up(stage, _signature(checkpoint, kept, dtype))
+    done = {file: about for file, about in earlier.items() if (stage / targets[file]).is_file()}
     resumed = sum(file in done for file in files)
 
     def keep(file: str) -> tuple[str, dict[str, Proof], bool]:
@@ -198,7 +199,7 @@ def _match(checkpoint: Checkpoint, wanted: Mapping[str, torch.Tensor]) -> tuple[
 def _stays(memory: str) -> bool:
     """Whether a tensor that the model does not name is kept: what belongs to no part that was replaced is not ours to
     judge, but for the rotary frequencies of old files, which are computed now, and a head that is tied."""
-    replaced = ("model.vision_tower.", "model.multi_modal_projector.", "lm_head.")
+    replaced = ("model.vision_tower.", "model.multi_modal_projector.", "model.region_projector.", "lm_head.")
     return not memory.startswith(replaced) and not memory.endswith("rotary_emb.inv_freq")
 
 

@@ -14,9 +14,10 @@ from ..vision_towers.lift import lift_tower, plain_tower
 from ..vision_towers.remote_code import new_folder
 from ..vision_towers.resize import resize_tower
 from .checkpoint import Checkpoint, fetch_checkpoint
+from .follow_tower import family_of
 from .load import DTYPES, check_loaded
 from .regions import add_regions
-from .swap import PROJECTOR, put_tower
+from .swap import PROJECTOR, REGION_PROJECTOR, put_tower
 from .swap_files import empty_model, put_in_place, rewrite, saved_dtype
 from .swap_proof import answers_elsewhere, answers_of, difference, fits_in_memory, probe_inputs
 from .swap_report import commands_after, model_facts
@@ -44,7 +45,7 @@ def swap_checkpoint(
     links where the disk allows it: do not write into them.
 
     Args:
-        source: folder or hub id of a Llava, LlavaNext, LlavaOnevision or VipLlava in safetensors.
+        source: packaged name, folder or hub id of what `swap_vision_tower` takes, in safetensors.
         tower: packaged name, folder or hub id, as of `load_tower`.
         out: a new or empty folder.
         feature_layer: `hidden_states` entry for the language model; the tower's default when absent.
@@ -54,7 +55,7 @@ def swap_checkpoint(
         verify: "bytes" compares hash, shape and dtype of every tensor that stays; "full" also opens the result in a
             fresh process (plain transformers for native towers, this package for ours) and compares logits and greedy
             ids with the swap in memory; "auto" is "full" when the weights are under 40 % of the free memory.
-        regions: make it a RegionLlava, too (Llava only).
+        regions: make a Llava a RegionLlava, a LlavaNext a RegionLlavaNext; those are so already.
     Returns:
         `{"out", "before", "after", "opens_in_plain_transformers", "proof", "to_train", "commands"}`. It also stands in
         `swap.json` in `out`, with the hashes.
@@ -71,14 +72,15 @@ def swap_checkpoint(
     wanted = None if dtype == "auto" else DTYPES[dtype]
 
     def swapped(model: Any, processor: Any) -> tuple[Any, Any]:
+        has_regions = family_of(model.config).regions
         model, processor = put_tower(
             model,
             processor,
-            _tower(tower, image_size, regions),
+            _tower(tower, image_size, regions or has_regions),
             feature_layer=feature_layer,
             keep_projector=keep_projector,
         )
-        return add_regions(model, processor) if regions else (model, processor)
+        return add_regions(model, processor) if regions and not has_regions else (model, processor)
 
     old, old_processor = empty_model(checkpoint, wanted)
     before = model_facts(old, old_processor)
@@ -100,7 +102,9 @@ def swap_checkpoint(
     elif verify == "auto":
         reload = "not tried: the weights are over 40 % of the free memory; --verify full insists"
 
-    untrained = ([] if keep_projector else [PROJECTOR]) + (["region_projector"] if regions else [])
+    untrained = [] if keep_projector else [PROJECTOR]
+    if family_of(new.config).regions and not (keep_projector and family_of(old.config).regions):
+        untrained.append(REGION_PROJECTOR)
     report: dict[str, Any] = {
         "out": str(out),
         "before": asdict(before),
@@ -116,7 +120,7 @@ def swap_checkpoint(
             "reload": reload,
         },
         "to_train": untrained,
-        "commands": commands_after(new.config.model_type, str(source), str(tower), str(out)),
+        "commands": commands_after(new.config.model_type, str(out)),
     }
     hashes = {name: asdict(proof) for name, proof in sorted(written.kept.items())}
     (written.folder / REPORT).write_text(json.dumps({**report, "kept": hashes}, indent=1) + "\n", encoding="utf-8")

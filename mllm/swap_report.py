@@ -1,5 +1,7 @@
 """What a swap changes, in numbers: image tokens, context, parameters, work and memory; and what has to be trained."""
 
+import json
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ from transformers import AutoModel
 
 from ..vision_towers import describe_tower
 from .processing import RegionLlavaProcessor
+from .regions import CONFIGS
 
 GIB = 2**30
 BYTES_FROZEN = 4  # training keeps float32 weights
@@ -79,12 +82,13 @@ def model_facts(model: Any, processor: Any) -> ModelFacts:
 
 def image_tokens(config: Any, processor: Any) -> tuple[int, int]:
     """(most image tokens of one picture, views of it that the tower then sees), by the model's own processor."""
-    if isinstance(processor, RegionLlavaProcessor):
-        side = processor.image_size
-        return processor.image_tokens(processor.frame((side, side))), 1
-    side = describe_tower(config.vision_config).image_size
+    ours = isinstance(processor, RegionLlavaProcessor)
+    side = processor.image_size if ours else describe_tower(config.vision_config).image_size
     sizes = getattr(config, "image_grid_pinpoints", None) or [[side, side]]
-    counts = processor._get_num_multimodal_tokens(image_sizes=[tuple(size) for size in sizes])["num_image_tokens"]
+    if ours:
+        counts = [processor.image_tokens(processor.frame((width, height))) for height, width in sizes]
+    else:
+        counts = processor._get_num_multimodal_tokens(image_sizes=[tuple(size) for size in sizes])["num_image_tokens"]
     most, (height, width) = max(zip(counts, sizes, strict=True))
     tiles = (height // side) * (width // side)
     return most, tiles + 1 if hasattr(config, "image_grid_pinpoints") else 1
@@ -101,25 +105,18 @@ def tower_flops(config: Any) -> int:
     return counter.get_total_flops()
 
 
-def commands_after(kind: str, source: str, tower: str, out: str) -> list[str]:
-    """The commands that train a swapped model's new parts. Our stages train a RegionLlava, which a Llava can become;
-    for other kinds there are none.
+def commands_after(kind: str, out: str) -> list[str]:
+    """The commands that train a swapped model's new parts. Our stages train a RegionLlava or RegionLlavaNext, and make
+    one of a Llava or LlavaNext; for other kinds there are none.
 
     Args:
         kind: the `model_type` that was written.
     """
-    if kind == "region_llava":
-        return _stages(out)
-    if kind == "llava":
-        again = f"regiontower swap {source} --tower {tower} --out {out}-regions --regions"
-        return [again, *_stages(f"{out}-regions")]
-    return []
-
-
-def _stages(model: str) -> list[str]:
-    frozen = "--set lr.tower=0 --set lr.language_model=0 --set lr.projector=1e-3 --set lr.region_projector=1e-3"
+    if kind not in (*CONFIGS, *(config.model_type for config in CONFIGS.values())):
+        return []
+    whole = shlex.quote(f"model={{mllm: {json.dumps(out)}}}")
     return [
-        f"regiontower instruct instruct-real --out runs/stage1 --set model.mllm={model} --set data.root=DATA {frozen}",
+        f"regiontower align align-real --out runs/stage1 --set {whole} --set data.root=DATA",
         "regiontower instruct instruct-real --out runs/stage2 --set model.mllm=runs/stage1 --set data.root=DATA "
         "--set lr.tower=0 --set lr.language_model=2e-5 --set lr.projector=2e-5 --set lr.region_projector=2e-5",
     ]

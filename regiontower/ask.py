@@ -24,12 +24,14 @@ def ask_picture(
     max_new_tokens: int = 128,
     device: str = "auto",
     dtype: str = "auto",
+    quant: str = "none",
 ) -> dict[str, Any]:
     """Answer, and draw the boxes on the picture when `out` is given.
 
     Args:
         boxes: "x1,y1,x2,y2" each, in pixels of the picture (after EXIF transpose). A question without `<region>`
             gets one a box at its end.
+        device, dtype, quant: as of `load_mllm`.
     Returns:
         `{"answer", "boxes": [{"box_xyxy", "score"}], "status"}`; status is "boxes", "none" or "malformed".
     Raises:
@@ -41,7 +43,7 @@ def ask_picture(
         question = f"{question} {' '.join([REGION_TOKEN] * len(asked))}"
     if out is not None and Path(out).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {out} must end in .png, .jpg or .webp.")
-    network, processor = load_mllm(model, device=device, dtype=dtype)
+    network, processor = load_mllm(model, device=device, dtype=dtype, quant=quant)
     answer = answer_questions(network, processor, [Question(picture, question, asked)], max_new_tokens=max_new_tokens)[
         0
     ]

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import label_commands, measure_commands, model_commands, train_commands
+from . import demo_commands, label_commands, measure_commands, model_commands, train_commands
 from .options import Json, Out, report
 
 app = typer.Typer(
@@ -26,10 +26,10 @@ app = typer.Typer(
 @app.command()
 def quickstart(
     out: Out,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training, shared by the four stages.")] = 4.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training, both stages together.")] = 4.0,
     json_: Json = False,
 ) -> None:
-    """Scenes -> tower -> language model -> align -> instruct -> evaluation -> a report, on this machine."""
+    """Scenes, align and instruct from the packaged tower, evaluation of three models, a report: on this machine."""
     from .quickstart import quickstart as run
 
     results = run(out, minutes=minutes)
@@ -64,7 +64,7 @@ def towers(json_: Json = False) -> None:
         typer.echo(tower_table())
 
 
-for commands in (label_commands, train_commands, measure_commands, model_commands):
+for commands in (label_commands, train_commands, measure_commands, model_commands, demo_commands):
     app.add_typer(commands.app)
 
 

@@ -5,54 +5,32 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Dtype, ImageRoot, Json, Out, report
+from .label_options import Shared, with_shared
+from .options import Dtype, Json, report
 
 app = typer.Typer()
 label = typer.Typer(no_args_is_help=True, help="Region records from raw images: the data engines of the papers.")
 app.add_typer(label, name="label")
 
-Images = Annotated[Path, typer.Argument(help="Folder of images, searched through; with --format a file of records.")]
-Form = Annotated[str, typer.Option("--form", help="Of the shards: jsonl, or webdataset (needs the extra stream).")]
-SourceFormat = Annotated[
-    str | None, typer.Option("--format", help="IMAGES is a file of records: records, xywh_jsonl, coco, ...")
-]
-PerShard = Annotated[int, typer.Option(min=1, help="Images a shard.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images a call of the models.")]
-Processes = Annotated[int, typer.Option(min=1, help="Of this machine, each with models of its own.")]
-NearDuplicates = Annotated[
-    int | None,
-    typer.Option(min=0, help="Leave out pictures whose 256-bit hash differs from an earlier one's in at most so many."),
-]
-Fresh = Annotated[bool, typer.Option("--overwrite", help="Start again where labels of another run stand.")]
-
 
 @label.command("rice-ocr")
+@with_shared
 def rice_ocr(
-    images: Images,
-    out: Out,
+    shared: Shared,
+    *,
     min_confidence: Annotated[float, typer.Option(min=0, max=1, help="Regions above it are kept.")] = 0.7,
-    form: Form = "jsonl",
-    format_: SourceFormat = None,
-    image_root: ImageRoot = None,
-    per_shard: PerShard = 1000,
-    batch_size: BatchSize = 8,
-    processes: Processes = 1,
-    near_duplicates: NearDuplicates = None,
-    device: Device = "auto",
-    overwrite: Fresh = False,
-    json_: Json = False,
 ) -> None:
     """RICE's text regions: PP-OCR through rapidocr."""
     from .train_stages.label.ocr import OcrConfig
 
-    run = _run(form, per_shard, batch_size, processes, near_duplicates, device, "auto", overwrite)
-    _label("rice-ocr", OcrConfig(min_confidence), _source(images, format_, image_root), out, run, json_)
+    _label("rice-ocr", OcrConfig(min_confidence), shared)
 
 
 @label.command("rice-objects")
+@with_shared
 def rice_objects(
-    images: Images,
-    out: Out,
+    shared: Shared,
+    *,
     tower: Annotated[str, typer.Option(help="Whose features are clustered: a packaged name, folder or hub id.")],
     clusters: Annotated[int, typer.Option(min=1, help="How many (the paper: 1,000,000).")],
     proposals: Annotated[
@@ -65,19 +43,13 @@ def rice_objects(
     max_regions: Annotated[int, typer.Option(min=1, help="Of an image.")] = 32,
     feature: Annotated[str, typer.Option(help="masked_crop, crop or region.")] = "masked_crop",
     side: Annotated[int | None, typer.Option(min=1, help="Pixels of the square that regions are read from.")] = None,
+    branches: Annotated[
+        int, typer.Option(min=1, help="1: one k-means in memory; more: two levels, for many clusters (about sqrt).")
+    ] = 1,
+    probes: Annotated[int, typer.Option(min=1, help="Branches in which a region's nearest centre is searched.")] = 16,
     iterations: Annotated[int, typer.Option(min=1, help="Of k-means.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of k-means.")] = 0,
-    form: Form = "jsonl",
-    format_: SourceFormat = None,
-    image_root: ImageRoot = None,
-    per_shard: PerShard = 1000,
-    batch_size: BatchSize = 8,
-    processes: Processes = 1,
-    near_duplicates: NearDuplicates = None,
-    device: Device = "auto",
     dtype: Dtype = "auto",
-    overwrite: Fresh = False,
-    json_: Json = False,
 ) -> None:
     """RICE's object regions: proposals, features, k-means, and the nearest centre as the label."""
     from .train_stages.label.object_clusters import PAGE, KMeansConfig, label_objects
@@ -95,17 +67,18 @@ def rice_objects(
         feature=feature,
         side=side,
     )
-    run = _run(form, per_shard, batch_size, processes, near_duplicates, device, dtype, overwrite)
-    kmeans = KMeansConfig(clusters, iterations, seed=seed)
-    result = label_objects(config, kmeans, _source(images, format_, image_root), out, run)
-    page = out / PAGE
-    report({**result.report(), "clusters": clusters, "page": str(page)}, json_, f"{result.summary()}\nclusters: {page}")
+    kmeans = KMeansConfig(clusters, branches, iterations, seed=seed, probes=probes)
+    result = label_objects(config, kmeans, shared.source(), shared.out, shared.run(dtype))
+    page = shared.out / PAGE
+    found = {**result.report(), "clusters": clusters, "page": str(page)}
+    report(found, shared.json_, f"{result.summary()}\nclusters: {page}")
 
 
 @label.command()
+@with_shared
 def vesl(
-    images: Images,
-    out: Out,
+    shared: Shared,
+    *,
     detector: Annotated[str, typer.Option(help="OWLv2, OWL-ViT or Grounding DINO: folder or hub id.")],
     captioner: Annotated[
         str | None, typer.Option(help="Any image-text-to-text model; the records' captions when absent.")
@@ -118,17 +91,7 @@ def vesl(
     nms_iou: Annotated[float, typer.Option(min=0, max=1, help="Boxes of a phrase that overlap more are one.")] = 0.7,
     tagger: Annotated[str, typer.Option(help="auto, nltk (needs its data) or textblob.")] = "auto",
     tokenizer: Annotated[str | None, typer.Option(help="To count text tokens; words are counted when absent.")] = None,
-    form: Form = "jsonl",
-    format_: SourceFormat = None,
-    image_root: ImageRoot = None,
-    per_shard: PerShard = 1000,
-    batch_size: BatchSize = 8,
-    processes: Processes = 1,
-    near_duplicates: NearDuplicates = None,
-    device: Device = "auto",
     dtype: Dtype = "auto",
-    overwrite: Fresh = False,
-    json_: Json = False,
 ) -> None:
     """CLOC's labels: captions, their noun phrases, and a box for each phrase that is found."""
     from .train_stages.label.vesl import VeslConfig
@@ -136,17 +99,20 @@ def vesl(
     config = VeslConfig(
         detector, captioner, prompt, max_new_tokens, detector_size or None, threshold, max_phrases, nms_iou, tagger
     )
-    run = _run(form, per_shard, batch_size, processes, near_duplicates, device, dtype, overwrite)
-    _label("vesl", config, _source(images, format_, image_root), out, run, json_, tokenizer)
+    _label("vesl", config, shared, dtype, tokenizer)
 
 
 @label.command()
+@with_shared
 def granular(
-    images: Images,
-    out: Out,
+    shared: Shared,
+    *,
     scorer: Annotated[str, typer.Option(help="CLIP or SigLIP that scores tags and captions: folder or hub id.")],
     detector: Annotated[str, typer.Option(help="Of phrases (OWLv2, ...: it looks for the tags) or classes (DETR).")],
-    tags: Annotated[Path, typer.Option(help="Text file, a tag a line.")],
+    tags: Annotated[Path | None, typer.Option(help="Text file, a tag a line, for the scorer to choose from.")] = None,
+    tag_model: Annotated[
+        str | None, typer.Option(help="Instead of --tags: a multi-label classifier whose classes are tags.")
+    ] = None,
     captioner: Annotated[
         str | None, typer.Option(help="Any image-text-to-text model; the records' captions when absent.")
     ] = None,
@@ -154,6 +120,7 @@ def granular(
     prompt: Annotated[str, typer.Option(help="What a chat model is asked.")] = "Describe this image in one sentence.",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a caption.")] = 64,
     min_tag_score: Annotated[float, typer.Option(help="Cosine of image and tag.")] = 0.22,
+    min_tag_probability: Annotated[float, typer.Option(min=0, max=1, help="Of --tag-model.")] = 0.5,
     max_tags: Annotated[int, typer.Option(min=1, help="Of an image.")] = 20,
     min_caption_score: Annotated[float, typer.Option(help="Cosine of picture and caption.")] = 0.22,
     detector_size: Annotated[int, typer.Option(min=0, help="Pixels of the detector's input; 0: its own.")] = 0,
@@ -163,17 +130,7 @@ def granular(
     max_aspect: Annotated[float, typer.Option(min=1, help="Longer side over shorter, of images and boxes.")] = 3,
     box_min_area: Annotated[float, typer.Option(min=0, help="Square pixels; larger boxes are kept.")] = 10_000,
     tokenizer: Annotated[str | None, typer.Option(help="To count text tokens; words are counted when absent.")] = None,
-    form: Form = "jsonl",
-    format_: SourceFormat = None,
-    image_root: ImageRoot = None,
-    per_shard: PerShard = 1000,
-    batch_size: BatchSize = 8,
-    processes: Processes = 1,
-    near_duplicates: NearDuplicates = None,
-    device: Device = "auto",
     dtype: Dtype = "auto",
-    overwrite: Fresh = False,
-    json_: Json = False,
 ) -> None:
     """UMG-CLIP's labels: tags and captions of the image and of its boxes, and masks."""
     from .train_stages.label.granular import GranularConfig
@@ -181,12 +138,14 @@ def granular(
     config = GranularConfig(
         scorer,
         detector,
-        str(tags),
-        captioner,
-        mask_model,
-        prompt,
-        max_new_tokens,
+        tags=None if tags is None else str(tags),
+        tag_model=tag_model,
+        captioner=captioner,
+        mask_model=mask_model,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
         min_tag_score=min_tag_score,
+        min_tag_probability=min_tag_probability,
         max_tags=max_tags,
         min_caption_score=min_caption_score,
         detector_size=detector_size or None,
@@ -196,8 +155,7 @@ def granular(
         max_aspect=max_aspect,
         box_min_area=box_min_area,
     )
-    run = _run(form, per_shard, batch_size, processes, near_duplicates, device, dtype, overwrite)
-    _label("granular", config, _source(images, format_, image_root), out, run, json_, tokenizer)
+    _label("granular", config, shared, dtype, tokenizer)
 
 
 @label.command()
@@ -215,31 +173,6 @@ def preview(
     report({"page": str(out), "images": images}, json_, f"{images} images: {out}")
 
 
-def _run(
-    form: str,
-    per_shard: int,
-    batch_size: int,
-    processes: int,
-    near_duplicates: int | None,
-    device: str,
-    dtype: str,
-    overwrite: bool,
-) -> Any:
-    from .train_stages.label import RunConfig
-    from .train_stages.label.shard import FORMATS
-    from .vision_towers.errors import UserError
-
-    if form not in FORMATS:
-        raise UserError(f"--form must be one of {', '.join(FORMATS)}; got {form!r}.")
-    return RunConfig(form, per_shard, batch_size, processes, near_duplicates, device, dtype, overwrite)  # pyright: ignore
-
-
-def _source(images: Path, format_: str | None, image_root: Path | None) -> Any:
-    from .train_stages.label import ImageSource
-
-    return ImageSource(images, format_, image_root)
-
-
 def _checked(config: Any, **fields: Any) -> Any:
     """The settings, or one sentence on a choice that there is not."""
     from pydantic import ValidationError
@@ -254,13 +187,11 @@ def _checked(config: Any, **fields: Any) -> Any:
         raise UserError(f"--{option}: {first['msg']}; got {first['input']!r}.") from None
 
 
-def _label(
-    engine: str, config: Any, source: Any, out: Path, run: Any, as_json: bool, tokenizer: str | None = None
-) -> None:
+def _label(engine: str, config: Any, shared: Shared, dtype: str = "auto", tokenizer: str | None = None) -> None:
     from .train_stages.label import find_engine, label_images
     from .train_stages.label.statistics import label_statistics, read_shards
 
-    result = label_images(find_engine(engine), config, source, out, run)
+    result = label_images(find_engine(engine), config, shared.source(), shared.out, shared.run(dtype))
     found = label_statistics(read_shards(result.shards), tokenizer)
     statistics = {
         "regions_per_image": round(found.regions_per_image, 2),
@@ -269,4 +200,4 @@ def _label(
         "counted_in": found.tokens,
     }
     whole = {**result.report(), "statistics": statistics}
-    report(whole, as_json, f"{found.table()}\n\n{result.summary()}")
+    report(whole, shared.json_, f"{found.table()}\n\n{result.summary()}")

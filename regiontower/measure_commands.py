@@ -5,43 +5,88 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, ImageRoot, Json, Out, RecordFormat, report
+from .options import Device, Dtype, ImageRoot, Json, Out, Quant, RecordFormat, report
 
 app = typer.Typer()
 
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A packaged name, a run directory, a checkpoint folder or a hub id.")],
-    data: Annotated[Path, typer.Option("--data", help="A file of region records.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="A packaged name, run directory, checkpoint folder or hub id; several with --compare.",
+        ),
+    ],
     out: Out,
-    tasks: Annotated[
-        str, typer.Option(help="Comma separated: grounding, referring, reading, absent; all of them by default.")
-    ] = "",
+    suite: Annotated[
+        str | None, typer.Option(help="grounding, ocr or general; without one, four tasks on one --data file.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Ask several models the suite grounding: one table, paired intervals.")
+    ] = False,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data", help="A file of region records; a suite takes several, and the word scenes for generated ones."
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", help="Folder of benchmarks' files (docs/eval.md); else REGIONTOWER_DATA."),
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Comma separated names of tasks; all of them by default.")] = "",
     format_: RecordFormat = "records",
     image_root: ImageRoot = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows a task.")] = None,
+    through: Annotated[
+        str | None,
+        typer.Option(help="Another model class of lmms-eval: qwen2_5_vl, llava_hf, vllm, openai, ..."),
+    ] = None,
+    model_args: Annotated[
+        str, typer.Option("--model-args", help="Its further model arguments: name=value,name=value.")
+    ] = "",
+    convention: Annotated[
+        str | None, typer.Option(help="How that model says boxes: llava15, qwen2_5_vl, qwen3_vl or int1000.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge", metavar="URL", help="OpenAI-compatible endpoint that marks Ferret-Bench; off when absent."
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option("--judge-model", help="The judge's name there.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quant: Quant = "none",
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     json_: Json = False,
 ) -> None:
-    """Grounding, referring and reading on region records, through lmms-eval."""
-    from .eval.run import evaluate as run
+    """Grounding, referring, reading, counting and OCR, through lmms-eval."""
+    from .eval.command import EvalChoices, run_eval
 
-    result = run(
-        model,
-        data,
-        [name.strip() for name in tasks.split(",")] if tasks else None,
-        out,
+    choices = EvalChoices(
+        out=out,
+        suite=suite,
+        compare=compare,
+        data=tuple(data or ()),
+        data_root=data_root,
+        tasks=[name.strip() for name in tasks.split(",")] if tasks else None,
         format=format_,
         image_root=image_root,
         limit=limit,
+        through=through,
+        model_args=model_args,
+        convention=convention,
+        judge=judge,
+        judge_model=judge_model,
         device=device,
         dtype=dtype,
+        quant=quant,
         batch_size=batch_size,
     )
-    report({"tasks": result.tasks, "out": str(result.out)}, json_)
+    report(run_eval(models, choices), json_)
 
 
 @app.command()
@@ -185,11 +230,27 @@ def segment(
 @app.command("lmms-tasks")
 def lmms_tasks(
     data: Annotated[Path | None, typer.Option("--data", help="Region records; generated scenes when absent.")] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Comma separated; grounding, referring, reading and absent when absent.")
+    ] = "",
+    convention: Annotated[
+        str | None,
+        typer.Option(help="For a model that is not ours: llava15, qwen2_5_vl, qwen3_vl or int1000."),
+    ] = None,
     format_: RecordFormat = "records",
     image_root: ImageRoot = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows a task.")] = None,
 ) -> None:
     """Print the folder of our tasks, for `python -m lmms_eval --include_path`."""
+    from .eval.conventions import convention as declared
     from .eval.task_folder import task_folder
 
-    typer.echo(str(task_folder(data, format=format_, image_root=image_root, limit=limit)))
+    folder = task_folder(
+        data,
+        format=format_,
+        image_root=image_root,
+        limit=limit,
+        tasks=[name.strip() for name in tasks.split(",")] if tasks else None,
+        convention=None if convention is None else declared(convention),
+    )
+    typer.echo(str(folder))

@@ -2,11 +2,12 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Json, Out, Overwrite, Recipe, Sets, report
+from .options import Device, ImageRoot, Json, Out, Overwrite, Recipe, RecordFormat, Sets, report
 
 app = typer.Typer()
 
@@ -76,3 +77,27 @@ _stage_command(
     "instruct", "mllm_stage", "InstructRecipe", "instruct",
     "Stage 2: instruction tuning of an aligned model.",
 )  # fmt: skip
+
+
+@app.command()
+def instructions(
+    records: Annotated[Path, typer.Argument(help="Region records, or a file of --format.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL to write.")],
+    format_: RecordFormat = "records",
+    image_root: ImageRoot = None,
+    layout: Annotated[str, typer.Option(help="swift (boxes as numbers) or llava (boxes in the text).")] = "swift",
+    boxes: Annotated[str, typer.Option(help="Convention of the boxes in the text, for llava.")] = "norm01",
+    per_image: Annotated[int, typer.Option(min=1, help="Conversations an image.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, help="Most turns a conversation.")] = 6,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json_: Json = False,
+) -> None:
+    """Write region records down as instruction data for other trainers; align and instruct read records themselves."""
+    from .train_stages.record_io import read_records
+    from .train_stages.region_instructions import write_instructions
+
+    read = read_records(records, format_, image_root)
+    which: Any = layout  # checked there
+    found = write_instructions(read, out, layout=which, boxes=boxes, per_image=per_image, turns=turns, seed=seed)
+    kinds = {"conversations": found.conversations, "kinds": found.kinds, "without": found.without}
+    report({"out": str(found.path), **kinds}, json_)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoProcessor
 
-from ..mllm.check import Finding, check_model
+from ..mllm.check import Finding, check_model, errors_first, input_size
 from ..vision_towers import UserError, describe_tower
 from ..vision_towers.packaged import model_source
+from .check_boxes import foreign_boxes
 from .engine.run_dir import RECIPE_FILE
-from .mllm_stage import AlignRecipe, InstructRecipe
+from .mixture_recipe import CONVERSATIONS, MixtureData
+from .mllm_stage import AlignModel, AlignRecipe, InstructRecipe
 from .recipe import find_recipe, load_recipe, read_yaml
 
 # With `<region>` in the question.
@@ -21,25 +23,43 @@ REGION_KINDS = frozenset({"referring", "reading", "region_caption", "classify", 
 
 
 def check_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[Finding]:
-    """Findings of a recipe, and of the model that an `instruct` recipe goes on with; errors first.
+    """Findings of a recipe, and of the whole model that it goes on with; errors first.
 
     Args:
         source, overrides: as of `load_recipe`.
     Raises:
         UserError: a recipe that cannot be read, of another stage, or one whose models are not there.
     """
+    recipe = read_stage_recipe(source, overrides)
+    model = recipe.model
+    if isinstance(model, AlignModel):
+        tower = _config(model.tower)
+        tower = getattr(tower, "vision_config", tower)  # a whole LLaVA: its tower is taken
+        found = [*_size(model, tower), *_boxes(model)]
+        found += _idle_blocks(recipe, tower, model.feature_layer, model.region_prompt)
+        convention = model.box_format
+    else:
+        config, (region_prompt, convention) = _config(model.mllm), _prompts(model.mllm)
+        found = [*check_model(model.mllm)]
+        found += _idle_blocks(recipe, config.vision_config, config.vision_feature_layer, region_prompt)
+    if isinstance(recipe.data, MixtureData):
+        found += foreign_boxes(recipe.data, convention)
+    if isinstance(recipe, AlignRecipe):
+        found += _regions(recipe)
+    return errors_first(found)
+
+
+def read_stage_recipe(source: str | Path, overrides: Sequence[str] = ()) -> AlignRecipe | InstructRecipe:
+    """A recipe of `align` or `instruct`, whichever it is; one of a whole model is read as `instruct`'s.
+
+    Raises:
+        UserError: as `check_recipe`.
+    """
     blocks = (read_yaml(find_recipe(source)) or {}).get("model") or {}
     if "mllm" in blocks:
-        instruct = load_recipe(source, InstructRecipe, overrides)
-        config = _config(instruct.model.mllm)
-        found = [*check_model(instruct.model.mllm), *_idle_blocks(instruct, config.vision_config, config)]
-        return sorted(found, key=lambda finding: finding.level != "error")
+        return load_recipe(source, InstructRecipe, overrides)
     if "language_model" in blocks:
-        align = load_recipe(source, AlignRecipe, overrides)
-        tower = _config(align.model.tower)
-        tower = getattr(tower, "vision_config", tower)  # a whole LLaVA: its tower is taken
-        found = [*_size(align, tower), *_boxes(align), *_regions(align), *_idle_blocks(align, tower, None)]
-        return sorted(found, key=lambda finding: finding.level != "error")
+        return load_recipe(source, AlignRecipe, overrides)
     raise UserError(
         f"{source} is no recipe of align or instruct (model.tower and model.language_model, or model.mllm)."
     )
@@ -53,35 +73,35 @@ def _config(name: str) -> Any:
         raise UserError(f"no model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
 
 
-def _size(recipe: AlignRecipe, tower: Any) -> Iterator[Finding]:
-    spec, side = describe_tower(tower), recipe.model.image_size
-    if side is not None and (side % spec.patch_size or (side != spec.image_size and not spec.any_resolution)):
-        can = f"a multiple of {spec.patch_size}" if spec.any_resolution else str(spec.image_size)
-        yield Finding(
-            "error",
-            f"model.image_size is {side}, and this tower takes {can} px",
-            "its positions do not fit",
-            f"set model.image_size to {can}, or leave it out",
-        )
+def _prompts(name: str) -> tuple[str, str]:
+    """What `<region>` becomes for a whole model, and its box convention; a plain one gets the defaults with its
+    regions."""
+    processor: Any = AutoProcessor.from_pretrained(model_source(name))
+    return getattr(processor, "region_prompt", "tokens+coords"), getattr(processor, "box_format", "int1000")
 
 
-def _boxes(recipe: AlignRecipe) -> Iterator[Finding]:
+def _size(model: AlignModel, tower: Any) -> Iterator[Finding]:
+    if model.image_size is not None:
+        yield from input_size("model.image_size", model.image_size, describe_tower(tower))
+
+
+def _boxes(model: AlignModel) -> Iterator[Finding]:
     """A language model that was trained on boxes writes them in one convention."""
-    path = Path(model_source(recipe.model.language_model)) / RECIPE_FILE
+    path = Path(model_source(model.language_model)) / RECIPE_FILE
     if not path.is_file():
         return
     known = (yaml.safe_load(path.read_text(encoding="utf-8")).get("data") or {}).get("box_format")
-    if known is not None and known != recipe.model.box_format:
+    if known is not None and known != model.box_format:
         yield Finding(
             "warning",
-            f"model.box_format is {recipe.model.box_format}, the language model learned {known}",
+            f"model.box_format is {model.box_format}, the language model learned {known}",
             "it has to unlearn one way of writing boxes and learn another",
             f"set model.box_format={known}",
         )
 
 
 def _regions(recipe: AlignRecipe) -> Iterator[Finding]:
-    if not any(weight and kind in REGION_KINDS for kind, weight in recipe.data.mix.items()):
+    if not _asks_about_regions(recipe):
         yield Finding(
             "error",
             "data.mix has no kind that asks about a region",
@@ -90,15 +110,25 @@ def _regions(recipe: AlignRecipe) -> Iterator[Finding]:
         )
 
 
-def _idle_blocks(recipe: AlignRecipe | InstructRecipe, tower: Any, config: Any) -> Iterator[Finding]:
-    """Blocks behind the feature layer learn from regions or not at all."""
-    spec = describe_tower(tower)
-    if not recipe.lr.tower or spec.region_dim:
+def _asks_about_regions(recipe: AlignRecipe | InstructRecipe) -> bool:
+    data = recipe.data
+    sources = data.sources if isinstance(data, MixtureData) else (data,)
+    mixes = [source.mix for source in sources if source.format != CONVERSATIONS]
+    return any(weight and kind in REGION_KINDS for mix in mixes for kind, weight in mix.items())
+
+
+def _idle_blocks(
+    recipe: AlignRecipe | InstructRecipe, tower: Any, feature_layer: int | list[int] | None, region_prompt: str
+) -> Iterator[Finding]:
+    """Blocks behind the feature layer learn from region embeddings or not at all."""
+    if not recipe.lr.tower:
         return
-    asked = recipe.model.feature_layer if isinstance(recipe, AlignRecipe) else config.vision_feature_layer
-    layer = spec.default_feature_layer if asked is None else asked
-    depth = tower.num_hidden_layers
-    reached = max(at if at >= 0 else depth + 1 + at for at in ([layer] if isinstance(layer, int) else layer))
+    spec, depth = describe_tower(tower), tower.num_hidden_layers
+    layer = spec.default_feature_layer if feature_layer is None else feature_layer
+    layers = [layer] if isinstance(layer, int) else [*layer]
+    if "tokens" in region_prompt and _asks_about_regions(recipe):
+        layers.append(getattr(tower, "region_layer", -1))
+    reached = max(at if at >= 0 else depth + 1 + at for at in layers)
     if reached < depth:
         yield Finding(
             "warning",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +25,28 @@ from .record_io import RecordSet, load_record_image
 from .records import Record
 
 
+class KeptFeatures(NamedTuple):
+    """Of one picture. image: `(tokens, width)` before the projector. regions: `(R, region_dim)` of its boxes."""
+
+    image: torch.Tensor
+    regions: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One conversation about one picture.
+    """One conversation about one picture, or about none.
 
-    pixels: uint8 `(3, H, W)` in the input frame. boxes: float32 `(R, 4)` in input pixels, in placeholder order.
+    pixels: uint8 `(3, H, W)` in the input frame; None without a picture, or when `kept` stands for it. boxes: float32
+    `(R, 4)` in input pixels, in placeholder order. kept: what the tower made of picture and boxes. size: width and
+    height of the original. With tiles pixels are uint8 `(views, 3, H, W)`.
     """
 
     ids: list[int]
     labels: list[int]
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     boxes: torch.Tensor
+    kept: KeptFeatures | None = None
+    size: tuple[int, int] = (0, 0)
 
 
 class ConversationDataset(Dataset):
@@ -60,8 +72,9 @@ class ConversationDataset(Dataset):
         self.format = box_format(processor.box_format)
         self.pictures: RecordSet | PixelCache = records
         unreadable: list[BadRecord] = []
-        # With row ends inputs have many sizes, and with overlay they are drawn on: no array of pixels can hold them.
-        if not processor.row_end and processor.region_prompt != "overlay":
+        # With row ends inputs have many sizes, tiles are many inputs, and with overlay they are drawn on: no array of
+        # pixels can hold them.
+        if processor.letterboxed and processor.region_prompt != "overlay":
             self.pictures = PixelCache.build(records, processor.image_size, cache_dir, fill=processor.fill_colour)
             unreadable = self.pictures.bad
         self.usable = [row for row, record in enumerate(self.pictures.records) if self._has_turns(record)]
@@ -91,7 +104,7 @@ class ConversationDataset(Dataset):
         ids, labels, count = conversation_ids(self.processor, turns, frame, self.max_tokens)
         regions = Boxes([box for turn in turns[:count] for box in turn.boxes])
         boxes = self.processor.to_input(regions, frame) if self.processor.embeds_regions else torch.zeros(0, 4)
-        return Sample(ids, labels, self._pixels(row, record, regions, frame), boxes)
+        return Sample(ids, labels, self._pixels(row, record, regions, frame), boxes, size=frame.original_size)
 
     def _pixels(self, row: int, record: Record, regions: Boxes, frame: ImageFrame) -> np.ndarray:
         if isinstance(self.pictures, PixelCache):
@@ -99,29 +112,51 @@ class ConversationDataset(Dataset):
         picture = load_record_image(self.pictures.root, record)
         if self.processor.region_prompt == "overlay":
             picture = draw_boxes(picture, regions, OVERLAY_COLORS)
-        return np.asarray(self.processor.fit(picture)[0]).transpose(2, 0, 1)
+        return self.processor.pixels(picture)
 
 
-def collate_samples(samples: Sequence[Sample], *, processor: RegionLlavaProcessor) -> dict[str, torch.Tensor]:
-    """Pad on the right; `boxes` and `region_counts` are left out when no sample has a region.
+def collate_samples(
+    samples: Sequence[Sample],
+    *,
+    processor: RegionLlavaProcessor,
+    pictures: Callable[[Sequence[Sample]], dict[str, torch.Tensor]] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Pad on the right. pictures: what the model gets for them; `batch_pictures` when absent.
 
     Without `attention_mask`: no token looks at what comes after it, so padding is seen by padding alone, and attention
     that is causal and nothing else is faster.
     """
-    if len({sample.pixels.shape for sample in samples}) > 1:
-        raise UserError("pictures of one batch have several input sizes; set train.batch_size=1 with model.row_end.")
     length = max(len(sample.ids) for sample in samples)
-    pad = processor.tokenizer.pad_token_id
     shape = (len(samples), length)
-    batch = {
-        "input_ids": torch.full(shape, pad),
-        "labels": torch.full(shape, IGNORED),
-        "pixel_values": processor.normalise(np.stack([sample.pixels for sample in samples])),
-    }
+    batch = {"input_ids": torch.full(shape, pad_id(processor)), "labels": torch.full(shape, IGNORED)}
     for row, sample in enumerate(samples):
         end = len(sample.ids)
         batch["input_ids"][row, :end] = torch.tensor(sample.ids)
         batch["labels"][row, :end] = torch.tensor(sample.labels)
-    if any(len(sample.boxes) for sample in samples):
-        batch["boxes"], batch["region_counts"] = pad_boxes([sample.boxes for sample in samples])
+    return batch | (batch_pictures(samples, processor) if pictures is None else pictures(samples))
+
+
+def batch_pictures(samples: Sequence[Sample], processor: RegionLlavaProcessor) -> dict[str, torch.Tensor]:
+    """`pixel_values` (and with tiles `image_sizes`) of the samples that have a picture; `boxes` and `region_counts` are
+    left out when no sample has a region.
+
+    Raises:
+        UserError: their input sizes differ.
+    """
+    shown = [sample for sample in samples if sample.pixels is not None]
+    if processor.row_end and len({sample.pixels.shape for sample in shown if sample.pixels is not None}) > 1:
+        raise UserError("pictures of one batch have several input sizes; set train.batch_size=1 with model.row_end.")
+    batch: dict[str, torch.Tensor] = {}
+    if shown:
+        pixels = [sample.pixels for sample in shown if sample.pixels is not None]
+        batch |= processor.picture_inputs(pixels, [sample.size for sample in shown])
+    if any(len(sample.boxes) for sample in shown):
+        batch["boxes"], batch["region_counts"] = pad_boxes([sample.boxes for sample in shown])
     return batch
+
+
+def pad_id(processor: RegionLlavaProcessor) -> int:
+    """What fills a batch. Some tokenizers have nothing for it; it is never learned, so any word will do."""
+    tokenizer = processor.tokenizer
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None)

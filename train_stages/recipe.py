@@ -202,7 +202,8 @@ def _nearest(path: tuple[str, ...], names: Sequence[str]) -> str:
 def _sentence(error: ValidationError) -> str:
     """The first problem of a pydantic error as one sentence that starts with the path of the key."""
     first = error.errors()[0]
-    path = ".".join(str(step) for step in first["loc"]) or "the recipe"
+    steps = [str(step) for step in first["loc"]]
+    path = ".".join(step for step in steps if not step.startswith("<")) or "the recipe"  # <...>: which kind of block
     if first["type"] in ("missing", "missing_argument"):
         return f"{path} is missing; set it in the file or with --set {path}=..."
     if first["type"] == "value_error":  # raised by a __post_init__

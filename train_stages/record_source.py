@@ -28,10 +28,17 @@ class RecordSource:
     format: str = "records"
     check_images: bool = False
 
+    def names(self) -> tuple[str, ...]:
+        """The files as the recipe names them."""
+        return (self.records,) if isinstance(self.records, str) else self.records
+
     def paths(self) -> list[Path]:
         """The files, with `root` in front."""
-        names = (self.records,) if isinstance(self.records, str) else self.records
-        return [Path(self.root, name) if self.root else Path(name) for name in names]
+        return [Path(self.root, name) if self.root else Path(name) for name in self.names()]
+
+    def addresses(self) -> list[str]:
+        """The same as text; what has a scheme ("https://...", "s3://...") stays as it is."""
+        return [name if "://" in name else str(path) for name, path in zip(self.names(), self.paths(), strict=True)]
 
     def read(self) -> RecordSet:
         """All of them as one record set.

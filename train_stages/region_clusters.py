@@ -3,7 +3,7 @@
     y_ij = argmin_k || f_ij - c_k ||_2        (Eq. 1), f_ij the feature of region j of image i
 
 Features are scaled to length 1 before, so the nearest centre is also the one of the largest cosine to it (spherical
-k-means; the paper does not say). One flat k-means: for millions of centres see the paper's hierarchical one.
+k-means; the paper does not say). One flat k-means in memory; for millions of centres see `label.branched_kmeans`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from transformers import PreTrainedModel
 
 from ..mllm.boxes import Boxes, mean_colour
 from ..vision_towers import describe_tower
-from ..vision_towers.errors import UserError
+from .kmeans import find_centres, nearest_centres, open_faiss, refuse_too_many
 from .pixels import PixelCache
 from .record_io import RecordSet, write_records
 from .region_features import crop_features, region_features
-
-MIN_POINTS = 2  # regions a centre, on average, below which clusters say nothing
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,7 @@ def cluster_regions(
         UserError: faiss is not installed, or there are fewer than two regions a cluster.
     """
     config = config or ClusterConfig()
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("clustering needs faiss; install it with: pip install 'regiontower[label]'") from error
+    open_faiss()  # that it is missing should be said before features are computed
     boxes, kept, masks = [], [], []
     for record, frame in zip(cache.records, cache.frames, strict=True):
         visible, indices = frame.to_input(Boxes([region.box_xyxy for region in record.regions]))
@@ -74,8 +69,7 @@ def cluster_regions(
         kept.append(indices)
         masks.append([record.regions[index].mask for index in indices])
     total = sum(map(len, boxes))
-    if total < MIN_POINTS * clusters:
-        raise UserError(f"{total} regions are too few for {clusters} clusters; ask for at most {total // MIN_POINTS}.")
+    refuse_too_many(clusters, total)
     asked = (tower, cache, range(len(cache)), boxes, config.batch_size, "features of regions")
     if config.feature == "region":
         found = region_features(*asked)
@@ -83,22 +77,13 @@ def cluster_regions(
         shown = masks if config.feature == "masked_crop" else None
         found = crop_features(*asked, side=config.crop_side, masks=shown)
     features = normalize(torch.cat(list(found)), dim=-1).cpu().numpy()
-    kmeans = faiss.Kmeans(
-        features.shape[1],
-        clusters,
-        niter=config.iterations,
-        seed=config.seed,
-        spherical=True,
-        max_points_per_centroid=total,
-    )
-    kmeans.train(features)
-    assert kmeans.index is not None and kmeans.centroids is not None
-    nearest = kmeans.index.search(features, 1)[1][:, 0]
+    centres = find_centres(features, clusters, iterations=config.iterations, seed=config.seed)
+    nearest, _ = nearest_centres(features, centres)
     labels = [np.full(len(record.regions), -1) for record in cache.records]
     ends = np.cumsum([len(indices) for indices in kept])
     for row, indices, of_image in zip(labels, kept, np.split(nearest, ends[:-1]), strict=True):
         row[indices] = of_image
-    return RegionClusters(kmeans.centroids, labels)
+    return RegionClusters(centres, labels)
 
 
 def write_clustered(

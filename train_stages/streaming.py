@@ -99,7 +99,7 @@ class RecordStream:
         return digest.hexdigest()
 
     def _files(self) -> list[str]:
-        return [str(path) for path in self.source.paths()]
+        return self.source.addresses()
 
 
 class StreamedItems(StreamedDataset[tuple[StreamedImage, Any]]):

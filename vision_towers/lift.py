@@ -29,13 +29,23 @@ def lift_tower(tower: PreTrainedModel) -> PreTrainedModel:
 def plain_tower(tower: PreTrainedModel) -> PreTrainedModel:
     """The native ViT of a tower, when it is all that a LLaVA without boxes needs, else the tower as one of ours.
 
-    There are two reasons to be ours: the native ViT has register tokens, which LLaVA would show to its language model
-    and ours leave out; or the readout has learned parameters, which the native ViT would lose.
+    There are two reasons to be ours: a LLaVA would see other image tokens of the native ViT (`same_tokens`); or the
+    readout has learned parameters, which the native ViT would lose.
     """
-    ours: Any = tower
-    native = tower if describe_tower(tower.config).region_readout == "none" else ours.to_native()
-    registers = describe_tower(native.config).num_prefix_tokens > 1
-    return lift_tower(tower) if registers or len(native.state_dict()) != len(tower.state_dict()) else native
+    native = _native(tower)
+    stays = same_tokens(tower) and len(native.state_dict()) == len(tower.state_dict())
+    return native if stays else lift_tower(tower)
+
+
+def same_tokens(tower: PreTrainedModel) -> bool:
+    """Whether a LLaVA sees the same image tokens of a tower and of the native ViT inside it: not of one with register
+    tokens, which ours leave out, nor of one that merges tokens on the way (`reduce_after`)."""
+    registers = describe_tower(_native(tower).config).num_prefix_tokens > 1
+    return not registers and getattr(tower.config, "reduce_after", None) is None
+
+
+def _native(tower: Any) -> PreTrainedModel:
+    return tower if describe_tower(tower.config).region_readout == "none" else tower.to_native()
 
 
 def _to_rice(native: Any) -> RiceVisionModel:

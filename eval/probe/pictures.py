@@ -29,14 +29,8 @@ def pca_sheet(tower: PreTrainedModel, cache: PixelCache, rows: Sequence[int]) ->
     spec = describe_tower(tower.config)
     pixels = _normalised(tower, cache, rows)
     hidden = tower(pixels, output_hidden_states=True).hidden_states[spec.default_feature_layer]
-    tokens = hidden[:, min(1, spec.num_prefix_tokens) :].float()
-    flat = tokens.flatten(0, 1)
-    flat = flat - flat.mean(dim=0)
-    _, _, axes = torch.linalg.svd(flat, full_matrices=False)
-    parts = flat @ axes[:3].T
-    low, high = parts.quantile(0.01, dim=0), parts.quantile(0.99, dim=0)
-    colours = ((parts - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    grids = colours.unflatten(0, tokens.shape[:2]).unflatten(1, spec.grid(*pixels.shape[-2:])).cpu().numpy()
+    tokens = hidden[:, min(1, spec.num_prefix_tokens) :]
+    grids = token_colours(tokens).unflatten(1, spec.grid(*pixels.shape[-2:])).cpu().numpy()
     return _sheet([[_picture(cache, row), _enlarged(grid)] for row, grid in zip(rows, grids, strict=True)])
 
 
@@ -54,17 +48,38 @@ def similarity_sheet(tower: PreTrainedModel, cache: PixelCache, rows: Sequence[i
         if not len(kept):
             continue
         both = torch.cat([first.tensor(), patches])
-        embeds = F.normalize(encode_regions(tower, pixels[index : index + 1], [both])[0].float(), dim=-1)
-        cosine = (embeds[1:] @ embeds[0]).unflatten(0, grid)
-        low, high = cosine.min(), cosine.max()
-        bright = ((cosine - low) / (high - low).clamp(min=1e-6)).cpu().numpy()
+        embeds = encode_regions(tower, pixels[index : index + 1], [both])[0]
+        cosine = cosine_to_first(embeds).unflatten(0, grid)
         pairs.append(
             [
                 draw_boxes(_picture(cache, row), Boxes(first.xyxy * (SIDE / pixels.shape[-1]))),
-                _enlarged(_viridis(bright)),
+                _enlarged(heat_colours(cosine)),
             ]
         )
     return _sheet(pairs)
+
+
+def token_colours(tokens: Tensor) -> Tensor:
+    """The three largest principal components of `(B, N, D)` tokens, over all of them, as colours 0-1: `(B, N, 3)`. The
+    outermost hundredths are cut off."""
+    flat = tokens.flatten(0, 1).float()
+    flat = flat - flat.mean(dim=0)
+    _, _, axes = torch.linalg.svd(flat, full_matrices=False)
+    parts = flat @ axes[:3].T
+    low, high = parts.quantile(0.01, dim=0), parts.quantile(0.99, dim=0)
+    return ((parts - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).unflatten(0, tokens.shape[:2])
+
+
+def cosine_to_first(embeds: Tensor) -> Tensor:
+    """`(1 + N, D)` region embeddings -> `(N,)` cosines of the others to the first."""
+    unit = F.normalize(embeds.float(), dim=-1)
+    return unit[1:] @ unit[0]
+
+
+def heat_colours(values: Tensor) -> np.ndarray:
+    """`(rows, columns)` values, the least dark blue and the largest yellow: `(rows, columns, 3)` 0-1."""
+    low, high = values.min(), values.max()
+    return _viridis(((values - low) / (high - low).clamp(min=1e-6)).cpu().numpy())
 
 
 def patch_boxes(grid_hw: tuple[int, int], patch_size: int, around: int = 3) -> Tensor:

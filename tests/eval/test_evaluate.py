@@ -149,7 +149,9 @@ def test_a_model_of_another_convention_is_restated(records_path, make_chat, tmp_
     def answer(model, processor, questions, **_):
         own, frame = box_format("norm01"), ImageFrame.letterbox((100, 80), 224)
         texts = [own.write(Boxes([[10.0, 10.0, 50.0, 40.0]]), frame) for _ in questions]
-        texts[-1] = "[100, 125, 500, 500]"  # right for int1000, nonsense in its own convention
+        for position, question in enumerate(questions):
+            if question.text == "Where is the blue box?" and question.image.getpixel((0, 0))[0] == 3:  # the last row
+                texts[position] = "[100, 125, 500, 500]"  # a box in int1000, nonsense in its own convention
         return [Answer(text, own.parse(text, frame)) for text in texts]
 
     chat, _ = make_chat(answer=answer, box_format="norm01")

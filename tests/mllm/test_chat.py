@@ -1,11 +1,14 @@
 """ChatSession: kept prefix, streamed tokens, and what happens when a turn fails or is stopped."""
 
+import copy
+
 import pytest
 import torch
 
 from regiontower.mllm import ChatSession, Question, answer_questions
 from regiontower.mllm.answers import decode_answer
-from regiontower.mllm.boxes import ImageFrame
+from regiontower.mllm.boxes import Boxes, ImageFrame
+from regiontower.mllm.draw import draw_boxes
 from regiontower.vision_towers import UserError
 
 TURNS = [
@@ -128,7 +131,59 @@ def test_boxes_in_an_answer_carry_the_mean_probability_of_their_tokens(tiny_mllm
     assert answer.boxes.scores == [0.5]
 
 
-def test_overlay_is_refused(make_tiny_mllm, noise_image):
+def test_with_overlay_boxes_are_drawn_into_the_picture_and_the_conversation_goes_on(make_tiny_mllm, noise_image):
     model, processor = make_tiny_mllm(region_prompt="overlay")
-    with pytest.raises(UserError, match="overlay"):
-        ChatSession(model, processor, noise_image())
+    encoded = []
+    handle = model.model.vision_tower.encoder.layers[0].register_forward_hook(lambda *_: encoded.append(1))
+    session = ChatSession(model, processor, noise_image(), max_new_tokens=6)
+    boxes: list = []
+    runs = []
+    for text, new in TURNS:
+        boxes += new
+        answer, before = session.ask(text, new), len(encoded)
+        runs.append(before)
+        end = session._prefix.ids.shape[1] - len(session.last_answer_ids)
+        ids = session._prefix.ids[:, :end]
+        drawn = draw_boxes(noise_image(), Boxes(boxes))
+        inputs = processor([drawn], ["<image>"])
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=inputs["pixel_values"],
+            max_new_tokens=6,
+        )
+        new_ids = output[0, end:].tolist()
+        assert decode_answer(processor, new_ids, [1.0] * len(new_ids), session.frame).text == answer.text
+        assert "the red box" in processor.tokenizer.decode(ids[0])
+        encoded[before:] = []
+    handle.remove()
+    assert runs == [2, 2, 3]  # once for the bare picture, then once for every turn that names new boxes
+    with pytest.raises(UserError, match="6 colours"):
+        session.ask("<region>" * 4, [(0, 0, 40, 40)] * 4)
+    fresh = ChatSession(model, processor, noise_image(), max_new_tokens=6)
+    fresh.ask(*TURNS[0])
+    session.restart(processor)
+    session.ask(*TURNS[0])
+    assert session.ask(*TURNS[1]).text == fresh.ask(*TURNS[1]).text
+
+
+def test_a_restarted_session_is_a_new_one_on_the_same_features(tiny_mllm, noise_image, session):
+    model, processor = tiny_mllm
+    session.ask(*TURNS[0])
+    features = session.features
+    coords = copy.copy(processor)
+    coords.region_prompt = "coords"
+    session.restart(coords)
+    fresh = ChatSession(model, coords, noise_image(), max_new_tokens=6)
+    assert session.ask(*TURNS[2]).text == fresh.ask(*TURNS[2]).text
+    assert session.features is features
+
+
+def test_a_conversation_longer_than_the_model_reads_is_refused_and_stays_as_it_was(tiny_mllm, noise_image):
+    model, _ = tiny_mllm
+    session = ChatSession(*tiny_mllm, noise_image(), max_new_tokens=6)
+    first = session.ask(*TURNS[0])
+    with pytest.raises(UserError, match=f"reads {model.config.text.max_position_embeddings}"):
+        session.ask("star " * 1100)
+    session.restart(session.processor)
+    assert session.ask(*TURNS[0]).text == first.text

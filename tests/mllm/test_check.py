@@ -5,7 +5,7 @@ import json
 import pytest
 
 from regiontower.benchmarks._tiny_llavas import tiny_llava, tiny_tower
-from regiontower.mllm import swap_vision_tower
+from regiontower.mllm import add_regions, swap_vision_tower
 from regiontower.mllm.check import check_model, report
 from regiontower.vision_towers import UserError
 
@@ -39,9 +39,42 @@ def words(findings, level="error"):
     return " ".join(finding.line() for finding in findings if finding.level == level)
 
 
-def test_a_model_that_is_right_has_no_errors(saved, tiny_mllm_dir):
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    """Of each kind with tiles one that is right, by name."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("LlavaNext", "LlavaOnevision", "RegionLlavaNext")}
+    for name, folder in folders.items():
+        pair = swap_vision_tower(*tiny_llava(name.removeprefix("Region")), tiny_tower("RICE"))
+        for part in add_regions(*pair) if name.startswith("Region") else pair:
+            part.save_pretrained(folder)
+    return folders
+
+
+def test_a_model_that_is_right_has_no_errors(saved, tiny_mllm_dir, tiled):
     assert not words(check_model(saved))
     assert not words(check_model(tiny_mllm_dir))
+    for folder in tiled.values():
+        assert not check_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["LlavaNext", "LlavaOnevision", "RegionLlavaNext"])
+def test_tiles_that_are_cut_in_another_way_than_they_are_put_together_are_found(tiled, tmp_path, kind):
+    points = [[56, 112], [112, 112]]
+    folder = changed(tiled[kind], tmp_path, "config.json", image_grid_pinpoints=points)
+    assert "cut in one way and put together in another" in words(check_model(folder))
+    odd = [[80, 112], [112, 112]]  # no multiples of a tile
+    changed(tiled[kind], tmp_path, "config.json", image_grid_pinpoints=odd)
+    name = "processor_config.json"
+    fields = json.loads((tmp_path / name).read_text())
+    fields["image_processor"]["image_grid_pinpoints"] = odd
+    (tmp_path / name).write_text(json.dumps(fields))
+    assert "for 112 x 80 px" in words(check_model(folder))
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_onevisions_own_count_of_image_tokens_is_looked_at(tiled, tmp_path, more):
+    folder = changed(tiled["LlavaOnevision"], tmp_path, "processor_config.json", num_image_tokens=16 + more)
+    assert f"writes {15 + more} placeholders for 56 px, the model makes 16" in words(check_model(folder))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from regiontower.mllm import (
     swap_vision_tower,
 )
 from regiontower.mllm.answers import user_prompt
+from regiontower.mllm.prompts import assistant_message, user_message
 from regiontower.vision_towers import RiceVisionModel, RoiVisionModel, UserError
 
 
@@ -89,6 +90,27 @@ def test_embeddings_grow_only_when_no_row_is_left(tie):
     assert len(grown) == len(model.lm_head.weight) == model.config.text.vocab_size == rows + 1 == len(ours.tokenizer)
     torch.testing.assert_close(grown[-1], grown[:-1].mean(0))
     assert (model.lm_head.weight is grown) == tie
+
+
+def test_answers_end_where_the_models_own_template_says_nothing(noise_image):
+    """A model that is trained on answers without an end never stops; the template of llava-1.5-hf writes none."""
+    plain, processor = tiny_llava("Llava")
+    processor.tokenizer.add_special_tokens({"eos_token": "</s>"})
+    turns = [user_message("What ?", with_image=True), assistant_message("a star")]
+    _, ours = add_regions(plain, processor)
+    assert "a star</s>" in ours.apply_chat_template([*turns, user_message("And ?", with_image=False)])
+    processor.chat_template = processor.chat_template.replace("part['text'] + ' '", "part['text'] + '</s>'")
+    _, ours = add_regions(tiny_llava("Llava")[0], processor)
+    assert ours.apply_chat_template(turns).count("</s>") == 2  # one that closes answers stays as it is
+
+
+def test_a_tokenizer_without_padding_can_fill_batches(noise_image):
+    plain, processor = tiny_llava("Llava")
+    processor.tokenizer.add_special_tokens({"eos_token": "</s>"})
+    processor.tokenizer.pad_token = None
+    _, ours = add_regions(plain, processor)
+    batch = ours([noise_image()] * 2, ["<image>What ?", "<image>What is in the picture ?"], padding=True)
+    assert batch["attention_mask"].sum(1).tolist()[0] < batch["attention_mask"].sum(1).tolist()[1]
 
 
 def test_other_kinds_are_refused_in_one_line():

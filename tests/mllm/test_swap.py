@@ -6,7 +6,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionM
 
 from regiontower.benchmarks._tiny_llavas import KINDS, OTHER_WIDTH, TOWERS, WIDTH, save_as, tiny_llava, tiny_tower
 from regiontower.mllm import add_regions, swap_vision_tower
-from regiontower.vision_towers import RiceVisionConfig, RoiVisionModel, UserError, describe_tower, load_tower
+from regiontower.vision_towers import (
+    RiceVisionConfig,
+    RiceVisionModel,
+    RoiVisionModel,
+    UserError,
+    describe_tower,
+    load_tower,
+)
 
 QUESTION = "USER: <image> What is in the picture ? ASSISTANT:"
 NO_CLASS_TOKEN = ("SigLIP", "SigLIP2, fixed size", "AIMv2")
@@ -142,10 +149,57 @@ def test_what_does_not_fit_is_refused_in_one_line():
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["Llava", "LlavaNext"])
+@pytest.mark.parametrize("tower", ["CLIP", "SigLIP", "DINOv3", "RICE"])
+def test_a_model_with_regions_keeps_them_on_another_tower(kind, tower, noise_image):
+    model, processor = add_regions(*swap_vision_tower(*tiny_llava(kind), tiny_tower("RICE", seed=5)))
+    before = {name: tensor.clone() for name, tensor in of_language(model).items() if "region_projector" not in name}
+    new, follower = swap_vision_tower(model, processor, tiny_tower(tower, image_size=84))
+    after = of_language(new)
+    assert type(new) is type(model) and type(follower) is type(processor)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert isinstance(new.model.vision_tower, RiceVisionModel if tower == "RICE" else RoiVisionModel)
+    boxes = [[(5, 5, 60, 60)]], [[(60, 30, 110, 80)]]
+    asked = [follower([noise_image()], ["<image>What is in <region> ?"], boxes=box) for box in boxes]
+    assert asked[0]["pixel_values"].shape[-1] == 84 and processor.image_size == 56
+    assert list(follower.image_processor.image_mean) == list(describe_tower(new.config.vision_config).image_mean)
+    with torch.no_grad():
+        logits = [new(**inputs).logits for inputs in asked]
+    assert logits[0].isfinite().all() and not torch.allclose(logits[0][0, -1], logits[1][0, -1], atol=1e-4)
+    assert not any(tensor.is_meta for tensor in (*new.parameters(), *new.buffers()))
+    assert set(new.generation_config.suppress_tokens) == {follower.image_token_id, follower.region_token_id}
+
+
+@pytest.mark.parametrize(
+    "choices", [{"projector": "merge2x2_mlp", "image_position": "sin2d"}, {"row_end": True}], ids=str
+)
+def test_choices_of_a_region_llava_stay(make_tiny_mllm, noise_image, choices):
+    model, processor = make_tiny_mllm(**choices)
+    new, follower = swap_vision_tower(model, processor, tiny_tower("RICE", image_size=84))
+    for name, value in choices.items():
+        assert getattr(new.config, name) == value
+    inputs = follower([noise_image(84, 84)], ["<image>What is in <region>?"], boxes=[[(5, 5, 60, 60)]])
+    with torch.no_grad():
+        assert new(**inputs).logits.isfinite().all()  # row ends, too, have first values
+    assert int((inputs["input_ids"] == new.config.image_token_id).sum()) == new.config.image_seq_length
+    if "projector" in choices:
+        with pytest.raises(UserError, match="merges blocks of 2 x 2 patches, and this tower has 5 x 5") as error:
+            swap_vision_tower(model, processor, tiny_tower("RICE", image_size=70))
+        assert "\n" not in str(error.value)
+
+
+def test_both_projectors_of_a_region_llava_are_kept_on_request():
+    model, processor = add_regions(*swap_vision_tower(*tiny_llava("Llava"), tiny_tower("RICE")))
+    kept, _ = swap_vision_tower(model, processor, tiny_tower("RICE", seed=9), keep_projector=True)
+    assert kept.model.region_projector is model.model.region_projector
+    with pytest.raises(UserError, match="needs"):
+        swap_vision_tower(model, processor, tiny_tower("RICE", WIDTH), keep_projector=True)
+
+
 def test_other_models_and_quantised_ones_are_refused():
     model, processor = tiny_llava("Llava")
-    with pytest.raises(UserError, match="the tower of a region_llava cannot be swapped"):
-        swap_vision_tower(*add_regions(model, processor), tiny_tower("CLIP"))
+    with pytest.raises(UserError, match="the tower of a llama cannot be swapped"):
+        swap_vision_tower(model.model.language_model, processor, tiny_tower("CLIP"))
     model.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(UserError, match="swap the tower of the unquantised checkpoint"):
         swap_vision_tower(model, processor, tiny_tower("CLIP"))

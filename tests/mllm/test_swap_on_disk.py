@@ -9,14 +9,22 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from regiontower.benchmarks._tiny_llavas import KINDS, save_as, tiny_llava, tiny_tower
-from regiontower.mllm import load_mllm, swap_checkpoint, swap_files, swap_vision_tower
+from regiontower.mllm import (
+    Question,
+    add_regions,
+    answer_questions,
+    load_mllm,
+    swap_checkpoint,
+    swap_files,
+    swap_vision_tower,
+)
 from regiontower.mllm.checkpoint import memory_name
 from regiontower.mllm.shard_files import read_header
 from regiontower.mllm.swap_proof import answers_of, difference, probe_inputs
 from regiontower.mllm.swap_report import swap_table
-from regiontower.vision_towers import UserError, load_tower
+from regiontower.vision_towers import ClocVisionModel, UmgClipVisionModel, UserError, load_tower
 
-REPLACED = ("model.vision_tower.", "model.multi_modal_projector.")
+REPLACED = ("model.vision_tower.", "model.multi_modal_projector.", "model.region_projector.")
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +104,9 @@ def test_complaint_15_opens_in_plain_transformers_in_a_fresh_process(llava, towe
     assert json.loads((tmp_path / "out" / "swap.json").read_text())["kept"].keys() == language_of(llava).keys()
 
 
-def test_regions_on_the_way_with_no_row_to_spare(towers, tmp_path):
-    model, processor = tiny_llava("Llava", torch.float32)
+@pytest.mark.parametrize("kind", ["Llava", "LlavaNext"])
+def test_regions_on_the_way_with_no_row_to_spare(kind, towers, tmp_path):
+    model, processor = tiny_llava(kind, torch.float32)
     rows = len(processor.tokenizer)
     for part in (model.model.language_model.embed_tokens, model.lm_head):
         part.weight = torch.nn.Parameter(part.weight[:rows].detach())
@@ -110,6 +119,48 @@ def test_regions_on_the_way_with_no_row_to_spare(towers, tmp_path):
     before, after = language_of(source), language_of(tmp_path / "out")
     assert all(torch.equal(before[name], after[name][: len(before[name])]) for name in before)
     assert len(after["lm_head.weight"]) == rows + 1 and load_mllm(tmp_path / "out")[1].region_token_id == rows
+
+
+@pytest.mark.parametrize(
+    ("readout", "fields", "stays"),
+    [
+        (ClocVisionModel, {}, "cloc_vision_model"),  # its prompter has learned
+        (UmgClipVisionModel, {"reduce_after": 1}, "umg_clip_vision_model"),  # it merges tokens
+        (UmgClipVisionModel, {}, None),  # its readout has no parameters
+    ],
+)
+def test_a_tower_of_ours_stays_ours_when_the_native_one_would_be_another(readout, fields, stays, llava, tmp_path):
+    readout.from_native(tiny_tower("CLIP"), **fields).save_pretrained(tmp_path / "tower")
+    verify = "full" if readout is ClocVisionModel else "bytes"
+    report = swap_checkpoint(llava, tmp_path / "tower", tmp_path / "out", verify=verify)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == "llava"
+    assert config["vision_config"]["model_type"] == (stays or "clip_vision_model")
+    assert report["opens_in_plain_transformers"] == (stays is None)
+    assert "by this package" in report["proof"]["reload"] or verify == "bytes"
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("Llava", "v4"), ("LlavaNext", "v5")])
+def test_a_model_with_regions_is_a_source_too(kind, layout, towers, tmp_path):
+    given = swap_vision_tower(*tiny_llava(kind, torch.bfloat16), tiny_tower("RICE", seed=7))
+    source = save_as(*add_regions(*given), tmp_path / "in", layout, 2)
+    report = swap_checkpoint(source, towers["SigLIP"], tmp_path / "out", regions=True, verify="full")
+    assert "by this package in a fresh process" in report["proof"]["reload"]
+    assert report["to_train"] == ["multi_modal_projector", "region_projector"] and report["before"] != report["after"]
+    before, after = language_of(source), language_of(tmp_path / "out")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert load_mllm(tmp_path / "out")[0].config.vision.model_type == "roi_vision_model"
+
+
+def test_the_packaged_model_is_a_source(towers, tmp_path, noise_image):
+    """It merges tokens, has positions of its own and tied embeddings: all of that stays."""
+    report = swap_checkpoint("nano", towers["RICE"], tmp_path / "out", verify="bytes")
+    assert report["before"]["language_parameters"] == report["after"]["language_parameters"]
+    model, processor = load_mllm(tmp_path / "out", device="cpu")
+    assert model.config.text_config.to_dict() == load_mllm("nano", device="cpu")[0].config.text_config.to_dict()
+    question = Question(noise_image(), "What is in <region>?", [(5, 5, 60, 60)])
+    (answer,) = answer_questions(model, processor, [question], max_new_tokens=3)
+    assert isinstance(answer.text, str) and processor.image_size == 56
 
 
 def test_another_dtype(llava, towers, tmp_path):
@@ -145,8 +196,11 @@ def test_an_interrupted_swap_is_taken_up_and_shows_nothing_half(llava, towers, t
     with pytest.raises(KeyboardInterrupt):
         swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
     assert not (tmp_path / "out").exists()
+    finished = sorted(path.name for path in (tmp_path / ".out.partial").glob("model-*.safetensors"))
+    assert len(finished) == 2
+    (tmp_path / ".out.partial" / finished[0]).unlink()  # somebody made room
     report = swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
-    assert report["proof"]["resumed_files"] == 2 and len(calls) == 3
+    assert report["proof"]["resumed_files"] == 1 and len(calls) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list((tmp_path / "out").glob(".*"))
     assert language_of(tmp_path / "out").keys() == language_of(llava).keys()
 
@@ -203,7 +257,8 @@ def test_complaint_1_the_report_says_what_changes_and_what_has_to_be_trained(lla
     assert after["projector_parameters"] == 64 * 40 + 40 + 40 * 40 + 40
     assert report["to_train"] == ["multi_modal_projector"]
     commands = report["commands"]
-    assert commands[0].endswith("--regions") and "instruct" in commands[1] and "lr.language_model=0" in commands[1]
+    assert "align" in commands[0] and f'model={{mllm: "{tmp_path / "out"}"}}' in commands[0]
+    assert "instruct" in commands[1] and "lr.tower=0" in commands[1]
     text = swap_table(report)
     assert "image tokens" in text and "multi_modal_projector" in text and commands[1] in text
 

@@ -70,7 +70,10 @@ def test_text_is_labelled_and_drawn(run, signs, tmp_path):
     [
         (("rice-ocr", "nowhere"), "no such folder of images"),
         (("rice-ocr", "nowhere", "--form", "tar"), "--form must be one of jsonl, webdataset"),
+        (("rice-ocr", "nowhere", "--engine", "spark"), "--engine must be one of local, ray"),
         (("rice-objects", "nowhere", "--tower", "x", "--clusters", "2", "--proposals", "best"), "--proposals"),
+        (("rice-objects", "nowhere", "--tower", "x", "--clusters", "2", "--branches", "3"), "between 1 and the 2"),
+        (("granular", "nowhere", "--scorer", "x", "--detector", "y"), "give either --tags or --tag-model"),
         (("rice-objects", "nowhere", "--tower", "./x", "--clusters", "2"), "no model can be opened at './x'"),
         (("vesl", "nowhere", "--detector", "./x"), "no model can be opened at './x'"),
     ],
@@ -80,6 +83,24 @@ def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, arguments, sentence):
     status, _, error = run(*arguments, "--out", "out")
     assert status == 1 and error.startswith("regiontower: ") and len(error.strip().splitlines()) == 1
     assert sentence in error
+
+
+@pytest.mark.parametrize("engine", ["rice-ocr", "rice-objects", "vesl", "granular"])
+def test_every_engine_has_the_shared_options(engine):
+    """Under their own names, each once, with one default."""
+    import typer.main
+
+    from regiontower.label_commands import label
+
+    command = typer.main.get_command(label).commands[engine]
+    options = [name for parameter in command.params for name in parameter.opts]
+    shared = ["--out", "--form", "--format", "--image-root", "--per-shard", "--batch-size", "--engine", "--processes"]
+    for name in [*shared, "--near-duplicates", "--device", "--overwrite", "--json"]:
+        assert options.count(name) == 1, name
+    defaults = {parameter.name: parameter.default for parameter in command.params}
+    assert (defaults["form"], defaults["per_shard"], defaults["processes"]) == ("jsonl", 1000, 1)
+    assert command.params[0].name == "images"
+    assert {parameter.name for parameter in command.params if parameter.required} >= {"images", "out"}
 
 
 def test_help_has_all_engines(run):

@@ -11,7 +11,8 @@ from regiontower.benchmarks._tiny_llavas import save_as, tiny_llava, tiny_tower
 from regiontower.cli import main
 from regiontower.mllm.swap_on_disk import VERIFY
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "swap.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("swap.md", "serving.md")}
 
 
 @pytest.fixture
@@ -54,7 +55,14 @@ def test_a_mistake_is_one_line(run, folders, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_the_page_runs_and_names_every_way_to_verify():
-    for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S):
-        exec(compile(block, "docs/swap.md", "exec"), {"__name__": "__main__"})
-    assert all(f"`{way}`" in PAGE for way in VERIFY)
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_run(name):
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGES[name], flags=re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, f"docs/{name}", "exec"), {"__name__": "__main__"})
+
+
+def test_the_page_names_every_way_to_verify_and_that_of_serving_says_what_was_not_run():
+    assert all(f"`{way}`" in PAGES["swap.md"] for way in VERIFY)
+    assert "nothing on this page was run with vLLM" in PAGES["serving.md"]

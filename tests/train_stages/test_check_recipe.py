@@ -1,8 +1,12 @@
 """What `check` finds in recipes."""
 
+import json
+
 import pytest
 import yaml
 
+from regiontower.benchmarks._tiny_llavas import tiny_llava, tiny_tower
+from regiontower.mllm import add_regions, swap_vision_tower
 from regiontower.train_stages.check_recipe import REGION_KINDS, check_recipe
 from regiontower.train_stages.conversation_kinds import KINDS
 from regiontower.train_stages.scenes import generate_scene
@@ -30,7 +34,8 @@ def findings(parents, tower, *more):
 
 def test_a_recipe_that_is_right(parents):
     assert findings(parents, "rice") == ""
-    assert findings(parents, "rice", "lr.tower=1e-5") == ""  # its last blocks learn from regions
+    for tower in ("rice", "siglip"):
+        assert findings(parents, tower, "lr.tower=1e-5") == ""  # the last blocks learn from regions
 
 
 @pytest.mark.parametrize(
@@ -40,11 +45,50 @@ def test_a_recipe_that_is_right(parents):
         ("siglip", "model.image_size=70", "takes 56 px"),
         ("rice", "model.box_format=qwen2", "the language model learned square100"),
         ("rice", "data.mix={grounding: 1, referring: 0}", "never gets a gradient"),
-        ("siglip", "lr.tower=1e-5", "the last 1 blocks of the tower get no gradient"),
+        ("siglip", "lr.tower=1e-5;model.region_prompt=coords", "the last 1 blocks of the tower get no gradient"),
+        ("rice", "lr.tower=1e-5;model.region_prompt=overlay", "the last 1 blocks of the tower get no gradient"),
+        ("siglip", "lr.tower=1e-5;data.mix={grounding: 1}", "the last 1 blocks of the tower get no gradient"),
     ],
 )
 def test_each_mistake_is_found(parents, tower, more, said):
-    assert said in findings(parents, tower, more)
+    assert said in findings(parents, tower, *more.split(";"))
+
+
+def test_a_whole_model_is_looked_at_in_either_stage(tmp_path):
+    """As `swap` writes it, with regions or not; what is wrong with the model is a finding of the recipe."""
+    for name, regions in (("plain", False), ("regions", True)):
+        pair = swap_vision_tower(*tiny_llava("Llava"), tiny_tower("SigLIP"))
+        for part in add_regions(*pair) if regions else pair:
+            part.save_pretrained(tmp_path / name)
+        whole = f"model={{mllm: {tmp_path / name}}}"
+        assert check_recipe("align-real", [whole]) == []
+        assert check_recipe("instruct-real", [whole]) == []
+        said = " ".join(finding.line() for finding in check_recipe("align-real", [whole, "data.mix={grounding: 1}"]))
+        assert "never gets a gradient" in said
+    fields = json.loads((tmp_path / "plain" / "config.json").read_text())
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(fields | {"vision_feature_select_strategy": "default"}))
+    (found, *_) = check_recipe("align-real", [f"model={{mllm: {tmp_path / 'plain'}}}"])
+    assert found.level == "error"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("It is at [0.12, 0.34, 0.56, 0.78].", "boxes as norm01, the model has square100"),
+        ("It is at <|box_start|>(12,34),(560,780)<|box_end|>.", "boxes as qwen2"),
+        ("It is at [12,34,56,78].", ""),
+        ("There are two of them.", ""),
+    ],
+)
+def test_conversations_in_another_box_convention_are_found(parents, tmp_path, answer, said):
+    turns = [{"from": "human", "value": "Where is the star?"}, {"from": "gpt", "value": answer}]
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps([{"id": str(number), "conversations": turns} for number in range(4)]))
+    source = f"{{records: {path}, format: conversations}}"
+    records = f"{{records: {tmp_path / 'none.jsonl'}}}"  # is not read
+    options = (f"data={{sources: [{source}, {records}]}}", "model.box_format=square100")
+    found = findings(parents, "rice", *options)
+    assert said in found and bool(said) == ("conventions" in found)
 
 
 def test_other_recipes_and_absent_models_are_one_sentence(parents):

@@ -8,6 +8,7 @@ from .manifest import weights_hash
 from .parts import Part, apply_parts, part_rows, trainability_table
 from .run import StageResult, finished_result, run_stage
 from .streamed import StreamedDataset
+from .throughput import Work
 
 __all__ = [
     "AuditError",
@@ -17,6 +18,7 @@ __all__ = [
     "StageInterrupted",
     "StageResult",
     "StreamedDataset",
+    "Work",
     "apply_parts",
     "finished_result",
     "join_processes",

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ...vision_towers.errors import UserError
 from .parts import Part, part_of_each
@@ -43,6 +45,7 @@ class MoveAudit:
         }
         tensors = dict(model.named_parameters()) | self._buffers
         self._before = {name: checksum(tensor) for name, tensor in tensors.items()}
+        self._sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         self._result: AuditResult | None = None
         self._steps = 0
 
@@ -56,21 +59,22 @@ class MoveAudit:
         if self._result is None:
             self._result = self._first(step)
         result = self._result
-        gradients = {name: _has_gradient(parameter) for name, parameter in self._model.named_parameters()}
         waiting = []
         for part in dict.fromkeys(self._parts.values()):
             if not part.lr or result.moved.get(part.name):
                 continue
             mine = [name for name, owner in self._parts.items() if owner is part]
             parameters = dict(self._model.named_parameters())
+            gradients = self._anywhere([_has_gradient(parameters[n]) for n in mine])
             # A tensor that only weight decay moved is not trained: movement counts together with a gradient.
-            moved = [n for n in mine if gradients[n] and checksum(parameters[n]) != self._before[n]]
+            changed = self._anywhere([checksum(parameters[n]) != self._before[n] for n in mine])
+            moved = [n for n, graded, different in zip(mine, gradients, changed, strict=True) if graded and different]
             result.moved[part.name], result.trained[part.name] = len(moved), len(mine)
             if moved:
                 continue
-            if all(parameters[n].grad is None for n in mine):
+            if not any(self._anywhere([parameters[n].grad is not None for n in mine])):
                 raise AuditError(f"Part {part.name} got no gradient at step {step}: the loss does not depend on it.")
-            if any(gradients[n] for n in mine):
+            if any(gradients):
                 raise AuditError(
                     f"Part {part.name} did not move at step {step} although it got gradients: its learning rate "
                     f"{part.lr:g} is too small for its dtype {parameters[mine[0]].dtype}."
@@ -89,15 +93,29 @@ class MoveAudit:
                     f"{name} is frozen but changed at step {step}: something else than the optimizer writes it."
                 )
         result.frozen_unchanged = len(frozen)
-        result.no_gradient = [
-            n for n, p in self._model.named_parameters() if self._parts[n].lr and not _has_gradient(p)
-        ]
+        trained = {n: p for n, p in self._model.named_parameters() if self._parts[n].lr}
+        gradients = self._anywhere([_has_gradient(parameter) for parameter in trained.values()])
+        result.no_gradient = [name for name, graded in zip(trained, gradients, strict=True) if not graded]
         return result
+
+    def _anywhere(self, flags: list[bool]) -> list[bool]:
+        """Which flags are set in any process, where each of them sees another piece of every tensor."""
+        if not self._sharded:
+            return flags
+        device = next(self._model.parameters()).device
+        shared = torch.tensor(flags, dtype=torch.int32, device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in shared.tolist()]
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that may be cut into shards."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def checksum(tensor: torch.Tensor) -> int:
     """Sum of the tensor's bits read as integers: a training step or a stray write cannot keep it but by a freak."""
-    data = tensor.detach()
+    data = local_part(tensor.detach())
     if data.is_complex():
         data = torch.view_as_real(data)
     if data.dtype != torch.bool:
@@ -109,4 +127,4 @@ def _has_gradient(parameter: torch.Tensor) -> bool:
     gradient = parameter.grad
     if gradient is None:
         return False
-    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
+    return bool((gradient.coalesce().values() if gradient.is_sparse else local_part(gradient)).any())

@@ -41,7 +41,9 @@ class StageFlow(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
-        self._audit = MoveAudit(self.trainer.bare_model(), self._parts)
+        if not self.trainer.is_deepspeed_enabled:  # it keeps gradients and weights where nobody else sees them
+            self._audit = MoveAudit(self.trainer.bare_model(), self._parts)
+        self.trainer.throughput.start()
         self._clock.start()
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:

@@ -6,9 +6,21 @@ import signal
 import threading
 from types import FrameType
 
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: not finished, and the same command may be given again
+
 
 class StageInterrupted(SystemExit):
-    """The run was stopped from outside and can be resumed. Uncaught, Python prints its sentence and exits with 1."""
+    """The run was stopped from outside, has a checkpoint and can be resumed. Uncaught, Python exits with `EXIT_STATUS`.
+
+    `str` gives the sentence that was printed.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(EXIT_STATUS)
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 class StopRequest:

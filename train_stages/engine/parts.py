@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from ...vision_towers.errors import UserError
+from .layer_decay import layer_factors
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,35 @@ class Part:
         prefixes: names of modules or parameters as `named_parameters()` gives them; a prefix covers itself and
             everything below it (`model.vision_tower` covers `model.vision_tower.layers...`). `""` covers the model.
         lr: peak learning rate; 0 freezes the part (no gradients, modules in eval mode).
+        adapters: of what stands below the prefixes, True takes only the tensors of adapters (LoRA, DoRA), False only
+            the others, None all.
+        layer_decay: see `layer_decay.layer_factors`; 1 is one rate for all.
     """
 
     name: str
     prefixes: tuple[str, ...]
     lr: float
+    adapters: bool | None = None
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.prefixes, str):
             raise TypeError(f"part {self.name}: prefixes is a tuple of strings")
         if self.lr < 0:
             raise UserError(f"The learning rate of {self.name} is {self.lr}; it must be 0 (frozen) or more.")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"The layer decay of {self.name} is {self.layer_decay}; it must be above 0, at most 1.")
 
     def covers(self, name: str) -> bool:
         """Whether the parameter or buffer of this name belongs to the part."""
+        if self.adapters is not None and is_adapter(name) != self.adapters:
+            return False
         return any(not prefix or name == prefix or name.startswith(prefix + ".") for prefix in self.prefixes)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is one of LoRA's or DoRA's, by the names of peft (`...q_proj.lora_A.default.weight`)."""
+    return ".lora_" in name
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,7 @@ class PartRow:
     trainable: int
     lr: float
     dtype: str
+    layer_decay: float = 1.0
 
 
 def part_of_each(model: nn.Module, parts: Sequence[Part]) -> dict[str, Part]:
@@ -66,8 +82,9 @@ def part_of_each(model: nn.Module, parts: Sequence[Part]) -> dict[str, Part]:
         owners.setdefault(key, {}).update({part.name: part for part in parts if part.covers(name)})
     for part in parts:
         for prefix in part.prefixes:
-            if not any(Part(part.name, (prefix,), 0.0).covers(name) for name, _ in every_name):
-                raise UserError(f"Part {part.name}: the model has no parameter under {prefix!r}.")
+            if not any(replace(part, prefixes=(prefix,)).covers(name) for name, _ in every_name):
+                what = "adapter" if part.adapters else "parameter"
+                raise UserError(f"Part {part.name}: the model has no {what} under {prefix!r}.")
     found: dict[str, Part] = {}
     for name, parameter in model.named_parameters():
         owner = owners[id(parameter)]
@@ -100,6 +117,16 @@ def frozen_modules(model: nn.Module, parts: Sequence[Part]) -> list[nn.Module]:
     return [modules[prefix] for part in parts if not part.lr for prefix in part.prefixes if prefix in modules]
 
 
+def adapter_dropouts(model: nn.Module, parts: Sequence[Part]) -> list[nn.Module]:
+    """The dropouts of trained adapters: they act although the layers that hold them may be frozen."""
+    trained = [part for part in parts if part.lr and part.adapters]
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and any(part.covers(name) for part in trained)
+    ]
+
+
 Method = Literal["adamw", "muon", "sparse_adam"]
 
 
@@ -122,18 +149,20 @@ def parameter_groups(
         hidden = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - tables
         hidden -= {id(module.weight) for name, module in model.named_modules() if name.split(".")[-1] == "lm_head"}
     sparse = getattr(model, "row_sparse", frozenset())
-    groups: dict[tuple[str, bool, Method], dict] = {}
+    factors = _layer_factors(found)
+    groups: dict[tuple[str, bool, Method, float], dict] = {}
     for name, parameter in model.named_parameters():
         part = found[name]
         if not part.lr:
             continue
+        lr = part.lr * factors[name]
         method: Method = "sparse_adam" if name in sparse else "muon" if id(parameter) in hidden else "adamw"
         decays = method != "sparse_adam" and id(parameter) not in tables and not _is_table_or_vector(parameter)
         group = groups.setdefault(
-            (part.name, decays, method),
+            (part.name, decays, method, factors[name]),
             {
                 "params": [],
-                "lr": part.lr * (muon_lr or 1.0) if method == "muon" else part.lr,
+                "lr": lr * (muon_lr or 1.0) if method == "muon" else lr,
                 "weight_decay": weight_decay if decays else 0.0,
                 "part": part.name,
                 "method": method,
@@ -143,8 +172,24 @@ def parameter_groups(
     return list(groups.values())
 
 
+def _entries(parameter: torch.Tensor) -> int:
+    """Of the matrix itself, where bitsandbytes keeps two entries in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
+
+
+def _layer_factors(found: Mapping[str, Part]) -> dict[str, float]:
+    """Parameter -> what layer decay makes of its part's rate."""
+    factors: dict[str, float] = {}
+    for part in dict.fromkeys(found.values()):
+        names = [name for name, owner in found.items() if owner is part]
+        factors |= zip(names, layer_factors(names, part.layer_decay), strict=True)
+    return factors
+
+
 def _is_table_or_vector(parameter: torch.Tensor) -> bool:
-    return parameter.squeeze().ndim <= 1 or (parameter.ndim == 3 and parameter.shape[0] == 1)
+    longer = sum(size > 1 for size in parameter.shape)  # by its shape alone: a shard cannot be squeezed
+    return longer <= 1 or (parameter.ndim == 3 and parameter.shape[0] == 1)
 
 
 def part_rows(model: nn.Module, parts: Sequence[Part]) -> list[PartRow]:
@@ -154,8 +199,9 @@ def part_rows(model: nn.Module, parts: Sequence[Part]) -> list[PartRow]:
     for part in parts:
         mine = [parameter for name, parameter in model.named_parameters() if found[name] is part]
         dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in mine})
-        count = sum(parameter.numel() for parameter in mine)
-        rows.append(PartRow(part.name, count, count if part.lr else 0, part.lr, "+".join(dtypes)))
+        count = sum(_entries(parameter) for parameter in mine)
+        trained = count if part.lr else 0
+        rows.append(PartRow(part.name, count, trained, part.lr, "+".join(dtypes), part.layer_decay))
     return rows
 
 
@@ -167,6 +213,7 @@ def trainability_table(model: nn.Module, parts: Sequence[Part]) -> Table:
     rows = part_rows(model, parts)
     for row in rows:
         rate = f"{row.lr:g}" if row.lr else "frozen"
+        rate += f", x {row.layer_decay:g} a layer" if row.lr and row.layer_decay != 1 else ""
         table.add_row(row.part, f"{row.parameters:,}", f"{row.trainable:,}", rate, row.dtype)
     table.add_section()
     table.add_row("all", f"{sum(row.parameters for row in rows):,}", f"{sum(row.trainable for row in rows):,}", "", "")

@@ -26,12 +26,16 @@ from .manifest import machine, parent_record, read_stage, versions
 from .parts import Part, apply_parts, part_rows, trainability_table
 from .progress import ProgressReport
 from .run_book import RunBook
-from .run_dir import CHECKPOINTS, plan_run
+from .run_dir import CHECKPOINTS, last_checkpoint, plan_run
 from .run_log import EvalRow, LogRow
 from .schedule import Clock, plan_steps
 from .seeded_data import SeededCollate, SeededDataset
+from .storage import storage_errors
 from .streamed import SeededStream, StreamedDataset
+from .throughput import CountWork, Throughput
+from .trackers import check_trackers, tracker_callbacks
 from .trainer import CLOCK_FILE, StageTrainer
+from .whole_model import make_whole
 
 _ENDLESS = 10**9  # Trainer wants a number of steps even where the clock ends the run
 
@@ -71,6 +75,8 @@ def run_stage(
     held_out: HeldOut | None = None,
     on_batch: Callable[[dict[str, Any], float], dict[str, Any]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    count_work: CountWork | None = None,
+    trained_only: bool = False,
     device: str = "auto",
     overwrite: bool = False,
 ) -> StageResult:
@@ -93,15 +99,20 @@ def run_stage(
         held_out: what is measured during the run, and when; the figures go to eval.jsonl, the plot and, the last ones
             as `held_out_...`, to the result's metrics.
         on_batch: (batch, share of the run that lies behind) -> the batch that the model gets.
+        count_work: what a batch takes, for tokens/s and MFU in the log; without it there are samples/s alone.
+        trained_only: checkpoints hold what trains, and no frozen tensor: for adapters, whose `model` takes the rest
+            from its parents.
         device: auto, cpu, cuda or mps. Under torchrun every process runs this function; on CPU they talk over gloo.
         overwrite: remove the run that stands in `run_dir` first.
 
     Raises:
-        UserError: bad parts, empty data, a run directory of another recipe, loss not finite.
+        UserError: bad parts, empty data, a run directory of another recipe, loss not finite, a disk that is full, a
+            tracker that is not installed.
         AuditError: a part that should train did not move in step 1, or a frozen tensor did.
         StageInterrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
     run_dir = Path(run_dir)
+    check_trackers(train.report_to)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     samples = len(dataset) if isinstance(dataset, Sized) else None
@@ -150,6 +161,8 @@ def run_stage(
     )
     book.open(recipe)
     report = ProgressReport(stage, clock, train.batch_size * train.grad_accum * args.world_size, console)
+    for note in plan.notes:
+        report.say(note)
     if plan.checkpoint is not None:
         report.say(f"resuming from step {clock.step}")
 
@@ -175,6 +188,13 @@ def run_stage(
     else:
         dataset = SeededDataset(dataset, train.seed)
     collate = SeededCollate(collate)
+    compute = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    throughput = Throughput(clock.now, args.device, compute, count_work)
+    trackers = tracker_callbacks(train.report_to, run_dir, clock.step) if args.should_log else []
+    if trackers:
+        args.report_to = [name for name in train.report_to if name != "tensorboard"]  # ours takes its place
+    args.run_name = run_dir.name
+    broken_disk = storage_errors(run_dir, lambda: last_checkpoint(run_dir))
     with without_caches(model):  # around the Trainer's beginning, which switches some off for good
         trainer = StageTrainer(
             model=model,
@@ -185,14 +205,16 @@ def run_stage(
             dataset=dataset,
             collate=collate,
             on_batch=on_batch,
-            callbacks=[flow, *callbacks],
+            callbacks=[flow, *callbacks, *trackers],
             on_row=on_row,
+            throughput=throughput,
+            trained_only=trained_only,
         )
         flow.trainer = trainer
         report.start()
         try:
             kernels = attention_kernels(args.device, train.precision)
-            with stop, kernels, compiled_blocks(model, args.device, train.compile):
+            with broken_disk, stop, kernels, compiled_blocks(model, args.device, train.compile):
                 if clock.done():  # it crashed between its last step and the saving of the model
                     trainer._load_from_checkpoint(str(plan.checkpoint))
                 else:
@@ -201,15 +223,19 @@ def run_stage(
             report.stop()
     if not clock.done() and flow.stopped:
         book.close("interrupted")
-        raise StageInterrupted(f"{stage} stopped at {report.summary()}. The same command goes on from there.")
+        stopped = f"stopped at {report.summary()}. The same command goes on from there."
+        report.say(stopped)
+        raise StageInterrupted(f"{stage} {stopped}")
 
     # Leave the model as it came: without accelerate's autocast around its forward.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     model.eval()
+    make_whole(model, trainer.model_wrapped, trainer.accelerator, keep=args.should_save)
     before_save()
     if args.should_save:
-        book.model(save)
-        book.close("finished")
+        with storage_errors(run_dir, lambda: last_checkpoint(run_dir)):
+            book.model(save)
+            book.close("finished")
         report.say(f"done at {report.summary()}")
     trainer.accelerator.wait_for_everyone()
     return finished_result(run_dir)

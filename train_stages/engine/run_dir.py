@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -9,23 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ...vision_towers.errors import UserError
 from ..recipe import flatten, plain, read_yaml
+from .checkpoint_files import damage
 from .manifest import STAGE_FILE, read_stage
 from .plots import PLOT_FILE
 from .run_log import EVAL_FILE, LOG_FILE
 
 RECIPE_FILE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
+ADAPTER_FILES = ("adapter_config.json",)  # would make the next run's whole model pass for an adapter
 _STEP = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """`finished`: nothing to do. Otherwise start from scratch, or from `checkpoint` when there is one."""
+    """`finished`: nothing to do. Otherwise start from scratch, or from `checkpoint` when there is one. `notes`: what
+    the user should hear about it."""
 
     finished: bool = False
     checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def plan_run(
@@ -62,14 +69,23 @@ def plan_run(
         return RunPlan()
     before = {"stage": there["stage"], "data": there["data"], "parents": _hashes(there["parents"])}
     now = {"stage": stage, "data": dict(data), "parents": _hashes(parents)}
-    before["recipe"], now["recipe"] = read_yaml(run_dir / RECIPE_FILE), plain(recipe)
+    before["recipe"], now["recipe"] = _read_as(type(recipe), run_dir / RECIPE_FILE), plain(recipe)
     _same_batch_over_processes(before["recipe"], there["machine"]["processes"], now["recipe"], processes)
     if changes := differences(before, now):
         listed = "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else "")
         raise UserError(f"{run_dir} holds another run ({listed}): choose a new directory or use --overwrite.")
     if there["status"] == "finished":
         return RunPlan(finished=True)
-    return RunPlan(checkpoint=last_checkpoint(run_dir))
+    return _plan_to_go_on(run_dir)
+
+
+def _read_as(kind: type, path: Path) -> dict[str, Any]:
+    """A saved recipe with the keys it would have today: those added since then have their defaults."""
+    saved = read_yaml(path)
+    try:
+        return plain(TypeAdapter(kind).validate_python(saved))
+    except ValidationError:  # a recipe of another kind: the differences will say so
+        return saved
 
 
 def _same_batch_over_processes(before: dict, processes_before: int, now: dict, processes: int) -> None:
@@ -105,13 +121,32 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return next(reversed(checkpoints(run_dir)), None)
 
 
+def _plan_to_go_on(run_dir: Path) -> RunPlan:
+    """From the newest checkpoint that is whole; damaged ones are set aside, so that they do not count as the newest."""
+    notes = []
+    for checkpoint in reversed(checkpoints(run_dir)):
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return RunPlan(checkpoint=checkpoint, notes=tuple(notes))
+        aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(checkpoint, aside)
+        notes.append(f"{checkpoint.name} cannot be used ({wrong}; kept as {aside.name}): taking the one before")
+    if notes:
+        notes.append("no checkpoint is left: starting from the beginning")
+    return RunPlan(notes=tuple(notes))
+
+
 def remove_run(run_dir: Path) -> None:
-    """Remove a run's own files; whatever else a user keeps in the directory stays."""
-    for name in (STAGE_FILE, RECIPE_FILE, LOG_FILE, EVAL_FILE, PLOT_FILE):
-        (run_dir / name).unlink(missing_ok=True)
+    """Remove a run's own files; whatever else a user keeps in the directory stays.
+
+    stage.json goes last: as long as it stands, the rest is known to be a run's.
+    """
     for file in run_dir.glob("*.safetensors*"):  # weights of the old run must not pass for those of the new one
         file.unlink()
     shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
+    for name in (*ADAPTER_FILES, LOG_FILE, EVAL_FILE, PLOT_FILE, RECIPE_FILE, STAGE_FILE):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def _hashes(parents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -26,6 +26,7 @@ class LogRow:
         samples: samples seen so far by all processes.
         grad_norm: norm of the gradients of the last step, before clipping.
         metrics: means of what the model returned as `metrics`.
+        throughput: see `Throughput.take`.
     """
 
     step: int
@@ -35,6 +36,7 @@ class LogRow:
     samples: int
     grad_norm: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    throughput: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch.utils.data import Dataset, Sampler
@@ -26,6 +27,10 @@ class StreamedDataset(Dataset, ABC, Generic[Example]):
     def examples(self, rank: int, processes: int) -> Iterator[Example]:
         """The examples of process `rank`, without end, the same ones at every call."""
 
+    def examples_from(self, first: int, rank: int, processes: int) -> Iterator[Example]:
+        """Those from number `first` on. To be replaced where they are found faster than by passing over the others."""
+        return islice(self.examples(rank, processes), first, None)
+
     @abstractmethod
     def item(self, example: Example) -> Any | None:
         """The item, with the global random generators seeded; None for one that cannot be used after all. The place of
@@ -46,9 +51,9 @@ class StreamSampler(Sampler[_Placed]):
         self._stream, self._first, self._rank, self._processes = stream, first, rank, processes
 
     def __iter__(self) -> Iterator[_Placed]:
-        for number, example in enumerate(self._stream.examples(self._rank, self._processes)):
-            if number >= self._first:
-                yield _Placed(number * self._processes + self._rank, example)
+        examples = self._stream.examples_from(self._first, self._rank, self._processes)
+        for number, example in enumerate(examples, start=self._first):
+            yield _Placed(number * self._processes + self._rank, example)
 
 
 class SeededStream(Dataset):

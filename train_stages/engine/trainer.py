@@ -20,8 +20,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...vision_towers.errors import UserError
 from ..train_config import TrainConfig
+from .audit import local_part
+from .checkpoint_files import write_digest
 from .optimizers import build_optimizer
-from .parts import Part, frozen_modules, parameter_groups
+from .parts import Part, adapter_dropouts, frozen_modules, parameter_groups
 from .run_log import LogRow
 from .schedule import Clock, lr_lambda
 from .seeded_data import EpochSampler
@@ -36,6 +38,7 @@ from .shards import (
     without_shards,
 )
 from .streamed import SeededStream, StreamSampler
+from .throughput import Throughput
 
 CLOCK_FILE = "clock.json"
 KEPT_CHECKPOINTS = 2
@@ -57,10 +60,15 @@ class StageTrainer(Trainer):
         on_batch: Callable[[dict[str, Any], float], dict[str, Any]] | None,
         callbacks: Sequence[TrainerCallback],
         on_row: Callable[[LogRow], None],
+        throughput: Throughput,
+        trained_only: bool = False,
     ) -> None:
         self._train, self._parts, self._clock, self._on_row = train, parts, clock, on_row
         self._on_batch = on_batch
         self._frozen = frozen_modules(model, parts)
+        self._live = adapter_dropouts(model, parts)
+        self.throughput = throughput
+        self._left_out = _frozen_names(model, parts) if trained_only else frozenset()
         self._sampler: EpochSampler | None = None
         self._metrics: dict[str, list[float | torch.Tensor]] = {}
         self.lr_used: dict[
@@ -112,6 +120,9 @@ class StageTrainer(Trainer):
             if hasattr(follower, "set_epoch"):
                 follower.set_epoch(epoch)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        return super().get_batch_samples(self.throughput.timed(epoch_iterator), num_batches, device)
+
     # ---- optimizer ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -137,10 +148,10 @@ class StageTrainer(Trainer):
     def note_learning_rates(self) -> None:
         """To be called between the optimizer's step and the scheduler's."""
         assert self.optimizer is not None
-        self.lr_used = {
-            group["part"] + ("" if group["method"] == "adamw" else f".{group['method']}"): float(group["lr"])
-            for group in self.optimizer.param_groups
-        }
+        self.lr_used = {}
+        for group in self.optimizer.param_groups:  # with layer decay a part has several rates: the highest is noted
+            name = group["part"] + ("" if group["method"] == "adamw" else f".{group['method']}")
+            self.lr_used[name] = max(self.lr_used.get(name, 0.0), float(group["lr"]))
 
     # ---- the step ----
 
@@ -153,8 +164,11 @@ class StageTrainer(Trainer):
     ) -> Any:
         for module in self._frozen:  # training_step has just put the whole model in train mode
             module.eval()
+        for module in self._live:
+            module.train()
         if self._on_batch is not None:
             inputs = self._on_batch(inputs, self._clock.progress())
+        self.throughput.add(inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         metrics = outputs.get("metrics") if isinstance(outputs, Mapping) else getattr(outputs, "metrics", None)
         for name, value in (metrics or {}).items():
@@ -179,20 +193,22 @@ class StageTrainer(Trainer):
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
         if "loss" not in logs:  # Trainer's summary at the end
+            super().log(logs, start_time)
             return
         step = self.state.global_step
-        if not torch.isfinite(torch.tensor(logs["loss"])):
-            raise UserError(
-                f"The loss is {logs['loss']} at step {step}: lower the learning rate, raise train.warmup, or look for "
-                "broken samples."
-            )
-        samples = step * self._train.batch_size * self._train.grad_accum * max(1, self.args.world_size)
         grad_norm = logs.get("grad_norm")
-        self._on_row(
-            LogRow(step, logs["loss"], self.lr_used, self._clock.elapsed, samples, grad_norm, self._take_metrics())
-        )
+        for what, value in (("loss is", logs["loss"]), ("norm of the gradients is", grad_norm)):
+            if value is not None and not torch.isfinite(torch.as_tensor(value)):
+                raise UserError(
+                    f"The {what} {float(value)} at step {step}: lower the learning rate, raise train.warmup, or look "
+                    "for broken samples. Checkpoints from before are kept."
+                )
+        samples = step * self._train.batch_size * self._train.grad_accum * max(1, self.args.world_size)
+        metrics, speed = self._take_metrics(), self.throughput.take()
+        rates = {f"lr/{part}": rate for part, rate in self.lr_used.items()}
+        super().log({**logs, **rates, **metrics, **speed}, start_time)  # the trackers get all of it
+        self._on_row(LogRow(step, logs["loss"], self.lr_used, self._clock.elapsed, samples, grad_norm, metrics, speed))
 
     def _take_metrics(self) -> dict[str, float]:
         """Means since the last call, over all processes."""
@@ -211,9 +227,22 @@ class StageTrainer(Trainer):
     # ---- checkpoints ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer's checkpoint, renamed to `step_N` once it is complete; the newest `KEPT_CHECKPOINTS` stay."""
-        super()._save_checkpoint(model, trial)
+        """Trainer's checkpoint, renamed to `step_N` once it is complete; the newest `KEPT_CHECKPOINTS` stay.
+
+        Raises:
+            UserError: weights that are not finite: no checkpoint is made of them.
+        """
+        self._refuse_broken_weights()
         written = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            self._write_checkpoint(model, trial, written)
+        except Exception:
+            if self.args.should_save:
+                shutil.rmtree(written, ignore_errors=True)  # it may be what filled the disk
+            raise
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, written: Path) -> None:
+        super()._save_checkpoint(model, trial)
         assert self.optimizer is not None
         save_shards(written / SHARDS_FOLDER, self.bare_model(), _inner(self.optimizer))
         if dist.is_initialized():
@@ -222,6 +251,7 @@ class StageTrainer(Trainer):
             folder, step = Path(str(self.args.output_dir)), self.state.global_step
             final = folder / f"step_{step}"
             (written / CLOCK_FILE).write_text(json.dumps({"step": step, "elapsed": self._clock.elapsed}))
+            write_digest(written)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(written, final)
             steps = sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
@@ -229,6 +259,23 @@ class StageTrainer(Trainer):
                 shutil.rmtree(old, ignore_errors=True)
         if dist.is_initialized():
             dist.barrier()
+
+    def _refuse_broken_weights(self) -> None:
+        """The loss of this step may be a number although its update has made the weights none."""
+        bad = not all(
+            bool(torch.isfinite(local_part(parameter)).all())
+            for parameter in self.bare_model().parameters()
+            if parameter.requires_grad
+        )
+        if dist.is_initialized():
+            flag = torch.tensor(float(bad), device=self.args.device if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            bad = bool(flag)
+        if bad:
+            raise UserError(
+                f"The weights are no longer finite after step {self.state.global_step}: lower the learning rate, or "
+                "raise train.warmup. Checkpoints from before are kept."
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Weights under their names in memory.
@@ -239,7 +286,12 @@ class StageTrainer(Trainer):
         if not self.args.should_save:
             return
         model, folder = self.bare_model(), Path(output_dir or str(self.args.output_dir))
-        if isinstance(model, PreTrainedModel):
+        if self._left_out:
+            folder.mkdir(parents=True, exist_ok=True)
+            whole = model.state_dict() if state_dict is None else state_dict
+            kept = {name: tensor for name, tensor in whole.items() if name not in self._left_out}
+            save_torch_state_dict(kept, folder, max_shard_size=1 << 62)
+        elif isinstance(model, PreTrainedModel):
             model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
         elif hasattr(model, "peft_config"):
             super()._save(output_dir, state_dict)
@@ -270,6 +322,7 @@ class StageTrainer(Trainer):
         tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
         tensors |= dict(model.named_buffers(remove_duplicate=False))
         missing = set(load_result.missing_keys) - set(class_shards(model))  # those are in files of their own
+        missing -= self._left_out
         restored = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
         lost = [name for name in missing if name not in tensors or tensors[name].data_ptr() not in restored]
         wrong = sorted(lost) + sorted(load_result.unexpected_keys)
@@ -279,6 +332,12 @@ class StageTrainer(Trainer):
                 f"{len(load_result.unexpected_keys)} unknown, first {wrong[0]}): delete the run's checkpoints folder "
                 "to start it again."
             )
+
+
+def _frozen_names(model: nn.Module, parts: Sequence[Part]) -> frozenset[str]:
+    """Entries of the state dict that do not train, and what quantization keeps beside them."""
+    trained = [part for part in parts if part.lr]
+    return frozenset(name for name in model.state_dict() if not any(part.covers(name) for part in trained))
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

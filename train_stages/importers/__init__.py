@@ -15,8 +15,10 @@ from ..records import Record
 from .coco import import_coco
 from .coco_panoptic import import_coco_panoptic
 from .fields import NothingToImport
+from .flickr30k import import_flickr30k
 from .llava import import_llava
 from .records import import_records
+from .refcoco import import_refcoco
 from .xywh_jsonl import import_xywh_jsonl
 
 Importer = Callable[..., Iterator[tuple[str, Record | Exception]]]
@@ -50,6 +52,8 @@ register_importer("xywh_jsonl", import_xywh_jsonl)
 register_importer("coco", import_coco)
 register_importer("coco_panoptic", import_coco_panoptic)
 register_importer("llava", import_llava)
+register_importer("refcoco", import_refcoco)
+register_importer("flickr30k", import_flickr30k)
 
 __all__ = [
     "Importer",
@@ -57,8 +61,10 @@ __all__ = [
     "get_importer",
     "import_coco",
     "import_coco_panoptic",
+    "import_flickr30k",
     "import_llava",
     "import_records",
+    "import_refcoco",
     "import_xywh_jsonl",
     "importer_names",
     "register_importer",

@@ -78,7 +78,7 @@ def read_llava_conversations(
         try:
             if isinstance(item, ValueError):
                 raise item
-            sample = _sample(label, item, root)
+            sample = llava_sample(label, item, root)
             if check_images and sample.image is not None:
                 open_image(sample.image)
         except ValueError as error:
@@ -98,7 +98,7 @@ def import_llava(path: Path, image_root: Path) -> Iterator[tuple[str, Record | E
         try:
             if isinstance(item, ValueError):
                 raise item
-            sample = _sample(label, item, image_root)
+            sample = llava_sample(label, item, image_root)
             if sample.image is None:
                 raise NothingToImport("no image")
             captions = _captions(sample)
@@ -112,7 +112,8 @@ def import_llava(path: Path, image_root: Path) -> Iterator[tuple[str, Record | E
             yield label, record
 
 
-def _sample(label: str, item: Mapping[str, Any], root: Path) -> LlavaSample:
+def llava_sample(label: str, item: Mapping[str, Any], root: Path) -> LlavaSample:
+    """One object of a file as a conversation; `root` is the folder of its image. Raises ValueError for a bad one."""
     name = None if item.get("image") is None else need(item, "image", str)
     turns = [_turn(index, turn) for index, turn in enumerate(need(item, "conversations", list))]
     talk = turns[1:] if turns and turns[0][0] == "system" else turns

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForMaskGeneration
+from transformers import AutoModelForMaskGeneration, AutoProcessor, Sam3TrackerModel, Sam3TrackerProcessor
 
 from ..masks import encode_mask
 from ..records import Mask
 from .labeller import Workplace
 from .models import open_model, open_processor
 from .region_filters import Box
+
+# The checkpoint of SAM 3 names the processor of videos, which takes no boxes.
+_PROCESSORS = {Sam3TrackerModel: Sam3TrackerProcessor}
 
 
 class BoxMasker:
@@ -26,7 +29,7 @@ class BoxMasker:
 
     def __init__(self, model: str, workplace: Workplace):
         self._model = open_model(AutoModelForMaskGeneration, model, workplace)
-        self._processor = open_processor(model)
+        self._processor = open_processor(model, _PROCESSORS.get(type(self._model), AutoProcessor))
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, boxes: Sequence[Box]) -> list[Mask | None]:

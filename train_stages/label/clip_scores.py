@@ -16,6 +16,7 @@ from .labeller import Workplace
 from .models import open_model, open_processor
 
 _BATCH = 256  # texts at once
+_UNMASKED = ("siglip", "siglip2")  # whatever their tokenizer gives
 
 
 class ClipScorer:
@@ -41,12 +42,17 @@ class ClipScorer:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """`(N, D)` float32 of length 1. Texts are padded to one length, as SigLIP was trained, and cut off there."""
+        """`(N, D)` float32 of length 1. Texts are padded to the longest length that the model knows and cut off there;
+        SigLIP was trained so, and sees the padding."""
         found = []
+        longest = self._model.config.text_config.max_position_embeddings
         for start in range(0, len(texts), _BATCH):
+            some = list(texts[start : start + _BATCH])
             inputs: Any = self._processor(
-                text=list(texts[start : start + _BATCH]), return_tensors="pt", padding="max_length", truncation=True
+                text=some, return_tensors="pt", padding="max_length", max_length=longest, truncation=True
             )
+            if self._model.config.model_type in _UNMASKED:
+                inputs.pop("attention_mask", None)
             found.append(self._embeds(self._model.get_text_features(**inputs.to(self._model.device))))
         return torch.cat(found)
 

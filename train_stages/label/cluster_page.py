@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -23,11 +23,15 @@ class Nearest:
     def __init__(self, clusters: Iterable[int]):
         self._found: dict[int, list[tuple[float, str, tuple[float, ...]]]] = {cluster: [] for cluster in clusters}
 
-    def offer(self, cluster: int, distance: float, image: str, box: tuple[float, ...]) -> None:
-        """A region of `image` (a path) with its squared distance to the centre."""
+    def offer(self, cluster: int, cosine: float, image: str, box: Sequence[float]) -> None:
+        """A region of `image` (a path) with its cosine to the centre."""
         heap = self._found.get(cluster)
         if heap is not None:
-            (heapq.heappush if len(heap) < COLUMNS else heapq.heappushpop)(heap, (-distance, image, box))
+            (heapq.heappush if len(heap) < COLUMNS else heapq.heappushpop)(heap, (cosine, image, tuple(box)))
+
+    def offers(self) -> list[tuple[int, float, str, tuple[float, ...]]]:
+        """What is kept, as `offer` takes it."""
+        return [(cluster, *kept) for cluster, heap in self._found.items() for kept in sorted(heap)]
 
     def rows(self) -> list[tuple[int, list[tuple[str, tuple[float, ...]]]]]:
         """Cluster -> (image, box) of its regions, nearest first; clusters without any are left out."""
@@ -38,8 +42,8 @@ class Nearest:
         ]
 
 
-def cluster_page(nearest: Nearest) -> Image.Image:
-    """A row for each cluster: its number, then its regions, nearest first."""
+def cluster_page(nearest: Nearest, folder: Path) -> Image.Image:
+    """A row for each cluster: its number, then its regions, nearest first. folder: that paths of images start from."""
     rows = nearest.rows()
     step = CELL_PX + GAP_PX
     page = Image.new("RGB", (NAME_PX + COLUMNS * step, max(1, len(rows)) * step), "white")
@@ -47,7 +51,7 @@ def cluster_page(nearest: Nearest) -> Image.Image:
     for number, (cluster, regions) in enumerate(rows):
         draw.text((6, number * step + CELL_PX // 2 - 8), str(cluster), fill="black", font=font)
         for column, (image, box) in enumerate(regions):
-            cut = open_image(Path(image)).crop([round(edge) for edge in box])  # pyright: ignore
+            cut = open_image(folder / image).crop([round(edge) for edge in box])  # pyright: ignore
             cut.thumbnail((CELL_PX, CELL_PX))
             left = NAME_PX + column * step + (CELL_PX - cut.width) // 2
             page.paste(cut, (left, number * step + (CELL_PX - cut.height) // 2))

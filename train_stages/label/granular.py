@@ -8,13 +8,13 @@ transformers here. The filters of images and boxes are those that the same group
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from ...vision_towers.errors import UserError
 from ..records import Record, Region
@@ -22,8 +22,11 @@ from .box_masks import BoxMasker
 from .captioner import Captioner
 from .clip_scores import ClipScorer
 from .detectors import Detection, Detector
+from .image_tags import Tagger, best_tags, read_tags
 from .labeller import Engine, Labelled, PassedOver, Workplace, model_facts
 from .region_filters import area, is_longish
+
+_CROPS = 16  # at once
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -31,21 +34,24 @@ class GranularConfig:
     """From GranViT: image_min_edge (images above it), max_aspect (of images and boxes), box_min_area (boxes above it,
     in square pixels), and at least one box an image. The rest is ours.
 
-    scorer: CLIP or SigLIP. tags: text file, one a line. detector: of phrases (it looks for the image's tags), or of its
-    own classes. captioner: of images and of crops; None takes the captions that records have, and captions no region.
-    mask_model: SAM or the like; None for no masks. tag_template: {} is the tag. min_tag_score, min_caption_score:
-    cosines of `scorer`; those of SigLIPs are lower, about 0.1.
+    scorer: CLIP or SigLIP. tags: text file, one a line, for the scorer to choose from; or tag_model: one that tags
+    images by itself, see `Tagger`. detector: of phrases (it looks for the image's tags), or of its own classes.
+    captioner: of images and of crops; None takes the captions that records have, and captions no region. mask_model:
+    SAM or the like; None for no masks. tag_template: {} is the tag. min_tag_score, min_caption_score: cosines of
+    `scorer`; those of SigLIPs are lower, about 0.1. min_tag_probability: of `tag_model`.
     """
 
     scorer: str
     detector: str
-    tags: str
+    tags: str | None = None
+    tag_model: str | None = None
     captioner: str | None = None
     mask_model: str | None = None
     prompt: str = "Describe this image in one sentence."
     max_new_tokens: int = 64
     tag_template: str = "a photo of a {}"
     min_tag_score: float = 0.22
+    min_tag_probability: float = 0.5
     max_tags: int = 20
     min_caption_score: float = 0.22
     detector_size: int | None = None
@@ -63,8 +69,7 @@ class GranularLabeller:
     def __init__(self, config: GranularConfig, workplace: Workplace):
         self._config, self._source = config, workplace.source
         self._score = ClipScorer(config.scorer, workplace)
-        self._tags = read_tags(config.tags)
-        self._tag_embeds = self._score.texts([config.tag_template.format(tag) for tag in self._tags])
+        self._tag = self._open_tagger(workplace)
         self._detect = Detector(
             config.detector,
             workplace,
@@ -85,7 +90,7 @@ class GranularLabeller:
             return results
         chosen = [images[place] for place in places]
         embeds = self._score.images(chosen)
-        tags = [self._best_tags(row) for row in (embeds @ self._tag_embeds.T).tolist()]
+        tags = self._tag(chosen, embeds)
         found = self._detect(chosen, tags if self._detect.takes_texts else None)
         new = [[text] for text in self._caption(chosen)] if self._caption else [[]] * len(chosen)
         for row, place in enumerate(places):
@@ -114,9 +119,16 @@ class GranularLabeller:
         longish = is_longish(x1 - x0, y1 - y0, self._config.max_aspect)
         return area(found.box) > self._config.box_min_area and not longish
 
-    def _best_tags(self, scores: list[float]) -> list[str]:
-        good = [index for index, score in enumerate(scores) if score >= self._config.min_tag_score]
-        return [self._tags[index] for index in sorted(good, key=lambda i: -scores[i])[: self._config.max_tags]]
+    def _open_tagger(self, workplace: Workplace) -> Callable[[Sequence[Image.Image], Tensor], list[list[str]]]:
+        """Images and their embeddings -> tags of each, the best first."""
+        config = self._config
+        if config.tag_model is not None:
+            tag = Tagger(config.tag_model, workplace, config.min_tag_probability, config.max_tags)
+            return lambda images, embeds: tag(images)
+        assert config.tags is not None
+        names = read_tags(config.tags)
+        of_tags = self._score.texts([config.tag_template.format(name) for name in names])
+        return lambda images, embeds: best_tags(embeds @ of_tags.T, names, config.min_tag_score, config.max_tags)
 
     def _fitting(self, embed: Any, captions: Sequence[str]) -> list[str]:
         """Those that fit the picture of this embedding, each once."""
@@ -130,8 +142,11 @@ class GranularLabeller:
         captions: list[list[str]] = [[] for _ in found]
         if self._caption is not None:
             crops = [image.crop([round(edge) for edge in each.box]) for each in found]  # pyright: ignore
-            texts = self._caption(crops)
-            captions = [self._fitting(row, [text]) for row, text in zip(self._score.images(crops), texts, strict=True)]
+            captions = []
+            for start in range(0, len(crops), _CROPS):
+                some = crops[start : start + _CROPS]
+                texts = zip(self._score.images(some), self._caption(some), strict=True)
+                captions += [self._fitting(row, [text]) for row, text in texts]
         masks = self._mask(image, [each.box for each in found]) if self._mask else [None] * len(found)
         return [
             Region(
@@ -147,35 +162,23 @@ class GranularLabeller:
         ]
 
 
-def read_tags(path: str) -> list[str]:
-    """The lines of a text file, each once.
-
-    Raises:
-        UserError: there is no such file, or nothing in it.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise UserError(f"{path}: there is no such file of tags; give one with a tag a line.") from None
-    tags = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not tags:
-        raise UserError(f"{path}: there is no tag in this file.")
-    return tags
-
-
 def _facts(config: GranularConfig) -> dict[str, Any]:
     named = {
         "scorer": config.scorer,
         "detector": config.detector,
         "captioner": config.captioner,
         "masks": config.mask_model,
+        "tags": config.tag_model,
     }
-    tags = read_tags(config.tags)
-    digest = hashlib.sha256("\n".join(tags).encode()).hexdigest()
-    return {
-        "models": {name: model_facts(model) for name, model in named.items() if model is not None},
-        "tags": {"count": len(tags), "sha256": digest},
-    }
+    if (config.tags is None) == (config.tag_model is None):
+        raise UserError("tags come from a list or from a model: give either --tags or --tag-model.")
+    tags = {}
+    if config.tags is not None:
+        listed = read_tags(config.tags)
+        tags = {"tags": {"count": len(listed), "sha256": hashlib.sha256("\n".join(listed).encode()).hexdigest()}}
+    models = {name: model_facts(model) for name, model in named.items() if model is not None}
+    return {"models": models, **tags}
 
 
-ENGINE = Engine("granular", GranularConfig, GranularLabeller, _facts)
+_WRITES = ("captions", "tags", *(f"regions.{name}" for name in ("category", "tags", "captions", "mask", "score")))
+ENGINE = Engine("granular", GranularConfig, GranularLabeller, _facts, _WRITES)

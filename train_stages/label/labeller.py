@@ -59,13 +59,15 @@ class Engine:
     """A way to label.
 
     name: in the command. config: the pydantic dataclass of its settings. open: settings, workplace -> labeller, with
-    its models loaded. facts: settings -> what else goes into `labels.json`: models and their revisions.
+    its models loaded. facts: settings -> what else goes into `labels.json`: models and their revisions. writes: the
+    fields of a record that it fills.
     """
 
     name: str
     config: type
     open: Callable[[Any, Workplace], Labeller]
     facts: Callable[[Any], dict[str, Any]]
+    writes: tuple[str, ...]
 
 
 def source_key(engine: str, facts: dict[str, Any]) -> str:

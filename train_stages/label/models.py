@@ -29,16 +29,18 @@ def open_model(auto_class: Any, name_or_path: str, workplace: Workplace) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
+    if workplace.dtype is not None and not model._keep_in_fp32_modules:
+        model = model.to(workplace.dtype)  # a part whose own config names another dtype keeps that one (SAM 3's ViT)
     return model.to(workplace.device).eval()
 
 
-def open_processor(name_or_path: str, **kwargs: Any) -> Any:
+def open_processor(name_or_path: str, processor_class: Any = AutoProcessor) -> Any:
     """A model's processor.
 
     Raises:
         UserError: there is none.
     """
     try:
-        return AutoProcessor.from_pretrained(model_source(name_or_path), **kwargs)
+        return processor_class.from_pretrained(model_source(name_or_path))
     except (OSError, ValueError) as error:
         raise no_model(name_or_path, error) from error

@@ -1,6 +1,8 @@
 """The second half of RICE's object labels: k-means over the features of all regions, and the nearest centre of each.
 
 y_ij = argmin_k || f_ij - c_k ||_2        (arXiv 2507.20025, Eq. 1)
+
+Features and centres have length 1, so the nearest centre is the one of the largest cosine.
 """
 
 from __future__ import annotations
@@ -8,39 +10,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from tqdm import tqdm
 
 from ...vision_towers.errors import UserError
 from ..engine.manifest import write_atomically
 from ..record_io import read_records
-from ..region_clusters import MIN_POINTS
+from .centres import SCRATCH, Centres, KMeansConfig, candidate_rows, find_or_open
 from .cluster_page import Nearest, cluster_page
 from .objects import ENGINE, ObjectsConfig
+from .one_run import only_run
 from .plan import ImageSource, find_images
 from .run import LABELS, LabelResult, RunConfig, label_images, remove_labels
-from .shard import PARTS, finished_shards, read_rows, shard_path, write_shard
+from .shard import FORMATS, PARTS, finished_shards, read_rows, shard_path, write_shard
 
 REGIONS = "regions"  # folder of the first half
 CENTRES = "centres.safetensors"
 PAGE = "clusters.png"  # written last
-
-
-@dataclass(frozen=True)
-class KMeansConfig:
-    """clusters: K (the paper: 1 M, hierarchical; here flat). iterations, seed: of faiss' k-means; more regions than
-    points_per_centre x clusters are sampled."""
-
-    clusters: int
-    iterations: int = 20
-    points_per_centre: int = 256
-    seed: int = 0
+ASSIGNED = ".assigned"  # of shards that are finished; removed after the page is written
 
 
 def label_objects(
@@ -54,94 +45,80 @@ def label_objects(
     """
     run = run or RunConfig()
     folder = Path(out)
-    if run.overwrite and (folder / REGIONS).is_dir():
+    with only_run(folder):
+        return _label_objects(config, kmeans, source, folder, run)
+
+
+def _label_objects(
+    config: ObjectsConfig, kmeans: KMeansConfig, source: ImageSource, folder: Path, run: RunConfig
+) -> LabelResult:
+    inner = folder / REGIONS
+    if run.overwrite and inner.is_dir():
         ENGINE.facts(config)  # what is wrong with them comes before anything is removed
         find_images(source)
-        remove_labels(folder)
-        for name in (CENTRES, PAGE):
-            (folder / name).unlink(missing_ok=True)
-    elif not (folder / REGIONS).is_dir() and any(folder.glob("[0-9]*.*")):
+        _remove(folder)
+    elif not inner.is_dir() and any(folder.glob("[0-9]*.*")):
         raise UserError(f"{folder} holds records already; choose a new folder.")
-    inner = folder / REGIONS
     result = label_images(ENGINE, config, source, inner, replace(run, form="jsonl"))
     indices = [shard.index for shard in finished_shards(inner) if shard.records]
     paths = [shard_path(folder, index, run.form) for index in indices]
-    centres = _centres(inner, folder / CENTRES, kmeans, indices)
+    if any(shard_path(folder, index, form).exists() for index in indices for form in FORMATS if form != run.form):
+        raise UserError(f"{folder} holds shards of another --form; choose a new folder or use --overwrite.")
+    if not (folder / CENTRES).exists():  # what was made of centres that are gone is gone, too
+        (folder / PAGE).unlink(missing_ok=True)
+        shutil.rmtree(folder / ASSIGNED, ignore_errors=True)
+    centres = find_or_open(folder / CENTRES, inner, indices, kmeans, run.progress)
     if not (folder / PAGE).exists():
-        shutil.rmtree(folder / PARTS, ignore_errors=True)
-        (folder / PARTS).mkdir()
-        nearest = Nearest(range(0, kmeans.clusters, max(1, kmeans.clusters // 12)))
-        for index, path in zip(indices, paths, strict=True):
-            _assign(inner, index, path, centres, run.form, nearest)
-        shutil.rmtree(folder / PARTS)
-        write_atomically(folder / LABELS, (inner / LABELS).read_text(encoding="utf-8"))
-        _save_page(cluster_page(nearest), folder / PAGE)
+        _assign_all(folder, indices, paths, centres, kmeans, run, result.source)
     return replace(result, folder=folder, shards=paths)
 
 
-def _centres(inner: Path, target: Path, config: KMeansConfig, indices: list[int]) -> np.ndarray:
-    """`(K, D)` float32: those of an earlier run, or of faiss' k-means over a sample of the rows."""
-    wanted = json.dumps(asdict(config))
-    if target.exists():
-        with safe_open(target, "np") as file:
-            held, centres = file.metadata()["kmeans"], file.get_tensor("centres")
-        if held != wanted:
-            raise UserError(
-                f"{target} is of another k-means ({held}): delete it to cluster the same regions anew, or choose a new "
-                "folder."
-            )
-        return centres
-    (target.parent / PAGE).unlink(missing_ok=True)  # of centres that are gone
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("clustering needs faiss; install it with: pip install 'regiontower[label]'") from error
-    total = sum(len(rows) for _, rows in _rows(inner, indices))
-    if total < MIN_POINTS * config.clusters:
-        raise UserError(
-            f"{total} regions are too few for {config.clusters} clusters; ask for at most {total // MIN_POINTS}."
-        )
-    share = min(1.0, config.points_per_centre * config.clusters / total)
-    sample = np.concatenate([_sample(rows, share, config.seed, index) for index, rows in _rows(inner, indices)])
-    kmeans = faiss.Kmeans(
-        sample.shape[1],
-        config.clusters,
-        niter=config.iterations,
-        seed=config.seed,
-        spherical=True,
-        max_points_per_centroid=len(sample),
-    )
-    kmeans.train(sample)
-    assert kmeans.centroids is not None
-    part = target.with_name(f".{target.name}.part")
-    save_file({"centres": kmeans.centroids}, part, metadata={"kmeans": wanted})
-    part.replace(target)
-    return kmeans.centroids
+def _assign_all(
+    folder: Path,
+    indices: list[int],
+    paths: list[Path],
+    centres: Centres,
+    kmeans: KMeansConfig,
+    run: RunConfig,
+    source: str,
+) -> None:
+    """Every shard with its clusters, what is known of them, and last the page."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    (folder / PARTS).mkdir()
+    (folder / ASSIGNED).mkdir(exist_ok=True)
+    shown = range(0, kmeans.clusters, max(1, kmeans.clusters // 12))
+    nearest = Nearest(shown)
+    for index, path in zip(tqdm(indices, "clusters", unit="shard", disable=not run.progress), paths, strict=True):
+        note = folder / ASSIGNED / f"{index:05d}.json"
+        if not note.exists() or not path.exists():
+            in_shard = Nearest(shown)
+            _assign(folder / REGIONS, index, path, centres, run.form, in_shard)
+            write_atomically(note, json.dumps(in_shard.offers()))
+        for offer in json.loads(note.read_text("utf-8")):
+            nearest.offer(*offer)
+    shutil.rmtree(folder / PARTS)
+    facts = json.loads((folder / REGIONS / LABELS).read_text(encoding="utf-8"))
+    facts[source]["clusters"] = {**asdict(kmeans), "centres": CENTRES}
+    write_atomically(folder / LABELS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    _save_page(cluster_page(nearest, folder), folder / PAGE)
+    shutil.rmtree(folder / ASSIGNED)
 
 
-def _rows(inner: Path, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """The features of each shard's candidates, float32."""
-    for index in indices:
-        rows = read_rows(inner, index).astype(np.float32)
-        yield index, rows[~np.isnan(rows[:, 0])]
+def _remove(folder: Path) -> None:
+    remove_labels(folder)
+    for name in (CENTRES, PAGE):
+        (folder / name).unlink(missing_ok=True)
+    for name in (SCRATCH, ASSIGNED):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _sample(rows: np.ndarray, share: float, seed: int, index: int) -> np.ndarray:
-    chosen = np.random.default_rng((seed, index)).random(len(rows)) < share
-    return rows if share == 1.0 else rows[chosen]
-
-
-def _assign(inner: Path, index: int, path: Path, centres: np.ndarray, form: str, nearest: Nearest) -> None:
+def _assign(inner: Path, index: int, path: Path, centres: Centres, form: str, nearest: Nearest) -> None:
     """Write a shard anew, its candidates with their clusters."""
-    import faiss
-
-    rows = read_rows(inner, index).astype(np.float32)
-    candidates = np.flatnonzero(~np.isnan(rows[:, 0]))
-    search = faiss.IndexFlatL2(centres.shape[1])
-    search.add(centres)
-    distances, found = search.search(rows[candidates], 1)
-    labels = zip(candidates.tolist(), found[:, 0].tolist(), distances[:, 0].tolist(), strict=True)
-    clusters = {row: (cluster, distance) for row, cluster, distance in labels}
+    rows = read_rows(inner, index)
+    candidates = candidate_rows(rows)
+    found, cosines = centres.nearest(rows[candidates].astype(np.float32))
+    labels = zip(candidates.tolist(), found.tolist(), cosines.tolist(), strict=True)
+    clusters = {row: (cluster, cosine) for row, cluster, cosine in labels}
     shard = read_records(shard_path(inner, index, "jsonl"))
     records, start = [], 0
     for record in shard.records:
@@ -149,9 +126,9 @@ def _assign(inner: Path, index: int, path: Path, centres: np.ndarray, form: str,
         regions = []
         for row, region in enumerate(record.regions, start):
             if row in clusters:
-                cluster, distance = clusters[row]
+                cluster, cosine = clusters[row]
                 region = region.model_copy(update={"cluster": cluster})
-                nearest.offer(cluster, distance, image, region.box_xyxy)
+                nearest.offer(cluster, cosine, os.path.relpath(image, path.parent), region.box_xyxy)
             regions.append(region)
         start += len(record.regions)
         records.append(record.model_copy(update={"image": image, "regions": regions}))

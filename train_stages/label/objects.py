@@ -151,4 +151,6 @@ def _facts(config: ObjectsConfig) -> dict[str, Any]:
     return {"models": models}
 
 
-ENGINE = Engine("rice-objects", ObjectsConfig, ObjectsLabeller, _facts)
+ENGINE = Engine(
+    "rice-objects", ObjectsConfig, ObjectsLabeller, _facts, ("regions.mask", "regions.score", "regions.cluster")
+)

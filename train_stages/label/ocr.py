@@ -82,4 +82,4 @@ def _facts(config: OcrConfig) -> dict[str, Any]:
     return {"models": {"ocr": {"id": "rapidocr, its default PP-OCR weights", "revision": release}}}
 
 
-ENGINE = Engine("rice-ocr", OcrConfig, OcrLabeller, _facts)
+ENGINE = Engine("rice-ocr", OcrConfig, OcrLabeller, _facts, ("regions.ocr", "regions.score"))

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from ...mllm.load import DTYPES
 from ...vision_towers.errors import UserError
 from .labeller import Engine, Labeller, Workplace
-from .shard import ShardResult, label_shard
+from .shard import ShardPart, label_shard
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Job:
         settings = TypeAdapter(engine.config).validate_python(self.settings)
         return engine.open(settings, Workplace(self.device, DTYPES.get(self.dtype), self.threads, self.source))
 
-    def label(self, index: int, labeller: Labeller, on_images: Callable[[int], None]) -> ShardResult:
+    def label(self, index: int, labeller: Labeller, on_images: Callable[[int], None]) -> ShardPart:
         """Label a shard of the run."""
         return label_shard(Path(self.folder), index, self.form, labeller, self.batch_size, on_images)
 
 
 def label_here(
     job: Job, engine: Engine, indices: Sequence[int], on_images: Callable[[int], None]
-) -> Iterator[ShardResult]:
+) -> Iterator[ShardPart]:
     """Label the shards one after the other in this process."""
     if indices:
         labeller = job.open(engine)
@@ -62,7 +62,7 @@ def label_here(
 
 def label_in_processes(
     job: Job, indices: Sequence[int], processes: int, on_images: Callable[[int], None]
-) -> Iterator[ShardResult]:
+) -> Iterator[ShardPart]:
     """Label the shards in `processes` processes, each with models of its own; results come as they are finished. On a
     machine with several GPUs they are dealt out.
 
@@ -71,7 +71,7 @@ def label_in_processes(
     """
     waiting = iter(indices)
     next_index = threading.Lock()
-    results: queue.Queue[ShardResult | int | Exception | None] = queue.Queue()
+    results: queue.Queue[ShardPart | int | Exception | None] = queue.Queue()
     workers = [_start(job, number, processes) for number in range(min(processes, len(indices)))]
 
     def take() -> int | None:
@@ -119,7 +119,7 @@ def _start(job: Job, number: int, processes: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
 
 
-def _ask(worker: subprocess.Popen[str], index: int) -> Iterator[ShardResult | int]:
+def _ask(worker: subprocess.Popen[str], index: int) -> Iterator[ShardPart | int]:
     """Have a worker label a shard: numbers of images on the way, then the result."""
     assert worker.stdin is not None and worker.stdout is not None
     try:
@@ -132,7 +132,7 @@ def _ask(worker: subprocess.Popen[str], index: int) -> Iterator[ShardResult | in
         if kind == "images":
             yield int(rest)
         elif kind == "done":
-            yield ShardResult.from_json(rest)
+            yield ShardPart.from_json(rest)
             return
         else:
             raise UserError(json.loads(rest))

@@ -10,11 +10,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
 from ...vision_towers.errors import UserError
-from ...vision_towers.packaged import model_source
 from ..masks import encode_mask
 from ..records import Mask, Record, Region
-from .labeller import Workplace, no_model
-from .models import open_model
+from .labeller import Workplace
+from .models import open_model, open_processor
 from .region_filters import clip_box
 from .segments import segment_boxes
 
@@ -55,10 +54,7 @@ def mask_proposals(
         UserError: no such model.
     """
     network = open_model(AutoModelForMaskGeneration, model, workplace)
-    try:
-        processor = AutoImageProcessor.from_pretrained(model_source(model))
-    except (OSError, ValueError) as error:
-        raise no_model(model, error) from error
+    processor = open_processor(model, AutoImageProcessor)
     generate: Any = pipeline("mask-generation", model=network, image_processor=processor, device=workplace.device)
 
     def propose(image: Image.Image, record: Record) -> list[Region]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -45,10 +47,24 @@ class ShardResult:
         return self.records + sum(self.passed_over.values()) + len(self.bad)
 
     @staticmethod
-    def from_json(text: str) -> ShardResult:
-        """As `json.dumps(asdict(result))` writes it."""
-        fields = json.loads(text)
+    def from_dict(fields: dict[str, Any]) -> ShardResult:
+        """As `asdict(result)` and JSON leave it."""
         return ShardResult(**{**fields, "bad": [BadRecord(**row) for row in fields["bad"]]})
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """A labelled shard that is not at its place yet. name: of its folder in `.parts`; every attempt has one of its own,
+    so that processes of a killed run that live a little longer cannot spoil the next one."""
+
+    name: str
+    result: ShardResult
+
+    @staticmethod
+    def from_json(text: str) -> ShardPart:
+        """As `json.dumps(asdict(part))` writes it."""
+        fields = json.loads(text)
+        return ShardPart(fields["name"], ShardResult.from_dict(fields["result"]))
 
 
 def shard_path(folder: Path, index: int, form: str) -> Path:
@@ -68,18 +84,18 @@ def read_rows(folder: Path, index: int) -> np.ndarray:
 
 def finished_shards(folder: Path) -> list[ShardResult]:
     """The results of all finished shards, in order."""
-    return [ShardResult.from_json(path.read_text("utf-8")) for path in sorted((folder / DONE).glob("[0-9]*.json"))]
+    notes = sorted((folder / DONE).glob("[0-9]*.json"))
+    return [ShardResult.from_dict(json.loads(path.read_text("utf-8"))) for path in notes]
 
 
 def label_shard(
     folder: Path, index: int, form: str, labeller: Labeller, batch_size: int, on_images: Callable[[int], None]
-) -> ShardResult:
+) -> ShardPart:
     """Label the images of a shard and write it into the folder's `.parts`; `commit_shard` moves it.
 
     form: a key of `FORMATS`. on_images: is told how many images more are done.
     """
-    part = folder / PARTS / f"{index:05d}"
-    shutil.rmtree(part, ignore_errors=True)
+    part = folder / PARTS / f"{index:05d}-{uuid4().hex}"
     part.mkdir(parents=True)
     planned = read_records(folder / PLAN / f"{index:05d}.jsonl").records
     found: list[Labelled] = []
@@ -97,13 +113,13 @@ def label_shard(
         on_images(len(batch))
     _write(folder, part, index, form, found)
     regions = sum(len(each.record.regions) for each in found)
-    return ShardResult(index, len(found), regions, dict(passed_over), bad)
+    return ShardPart(part.name, ShardResult(index, len(found), regions, dict(passed_over), bad))
 
 
-def commit_shard(folder: Path, form: str, result: ShardResult) -> None:
+def commit_shard(folder: Path, form: str, shard: ShardPart) -> None:
     """Move a labelled shard to its place. It counts as finished from the last step on, which is a rename; one that is
     broken off before is labelled again and replaces what stands there."""
-    part = folder / PARTS / f"{result.index:05d}"
+    part, result = folder / PARTS / shard.name, shard.result
     rows = part / rows_path(folder, result.index).name
     if rows.exists():
         rows_path(folder, result.index).parent.mkdir(exist_ok=True)

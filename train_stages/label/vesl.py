@@ -89,4 +89,4 @@ def _facts(config: VeslConfig) -> dict[str, Any]:
     return {"models": models, "tagger": resolve_tagger(config.tagger)}
 
 
-ENGINE = Engine("vesl", VeslConfig, VeslLabeller, _facts)
+ENGINE = Engine("vesl", VeslConfig, VeslLabeller, _facts, ("captions", "regions.texts", "regions.score"))

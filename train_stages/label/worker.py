@@ -31,8 +31,10 @@ def main(job_text: str) -> None:
     try:
         labeller = job.open(find_engine(job.engine))
         for line in sys.stdin:
-            result = job.label(int(line), labeller, lambda images: say(f"images {images}"))
-            say("done " + json.dumps(asdict(result), ensure_ascii=False))
+            part = job.label(int(line), labeller, lambda images: say(f"images {images}"))
+            say("done " + json.dumps(asdict(part), ensure_ascii=False))
+    except BrokenPipeError:  # the run was killed: nobody is there to be told
+        os._exit(1)
     except UserError as error:
         say("error " + json.dumps(str(error), ensure_ascii=False))
 

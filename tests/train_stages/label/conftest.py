@@ -68,6 +68,17 @@ def clip_text_fields(tokenizer):
 
 
 @pytest.fixture(scope="session")
+def letter_tokenizer():
+    return clip_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def letter_text(letter_tokenizer):
+    """Fields of a text config for it."""
+    return clip_text_fields(letter_tokenizer)
+
+
+@pytest.fixture(scope="session")
 def tiny_owl_dir(tmp_path_factory):
     """A random OWLv2 of 64 px, patch 16."""
     import torch

@@ -7,13 +7,22 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
-from transformers import CLIPModel, CLIPProcessor, SamModel, SamProcessor
+from transformers import (
+    CLIPModel,
+    CLIPProcessor,
+    SamModel,
+    SamProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from regiontower.train_stages.label import ImageSource, RunConfig, find_engine, label_images
 from regiontower.train_stages.label.box_masks import BoxMasker
 from regiontower.train_stages.label.clip_scores import ClipScorer
 from regiontower.train_stages.label.detectors import Detector
 from regiontower.train_stages.label.granular import GranularConfig
+from regiontower.train_stages.label.image_tags import Tagger
 from regiontower.train_stages.label.labeller import Workplace
 from regiontower.train_stages.masks import decode_mask
 from regiontower.train_stages.record_io import read_records, write_records
@@ -152,6 +161,28 @@ def test_images_are_filtered(tags, tiny_clip_dir, tiny_detr_dir, tmp_path):
     config = settings(tiny_clip_dir, tiny_detr_dir, tags, min_box_score=0.0, box_min_area=0)
     result, _ = run(config, ImageSource(folder), tmp_path / "out")
     assert result.passed_over["image too small or too long"] == 2
+
+
+def test_tags_of_a_model(pictures, tags, tiny_clip_dir, tiny_detr_dir, tmp_path):
+    """Without a list; its tags are those of the images, and it is named."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    names = {0: "cat", 1: "dog", 2: "car"}
+    vit = ViTConfig(**sizes, image_size=32, patch_size=8, id2label=names, problem_type="multi_label_classification")
+    ViTForImageClassification(vit).save_pretrained(tmp_path / "tagger")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "tagger")
+    choices = {"min_box_score": 0.0, "max_aspect": 1000, "box_min_area": 0, "min_tag_probability": 0.0, "max_tags": 2}
+    config = settings(tiny_clip_dir, tiny_detr_dir, None, tag_model=str(tmp_path / "tagger"), **choices)
+    _, records = run(config, ImageSource(pictures), tmp_path / "out")
+    tag = Tagger(str(tmp_path / "tagger"), Workplace(), 0.0, 2)
+    assert records
+    for record in records:
+        assert [record.tags] == tag([Image.open(tmp_path / "out" / record.image)]) and len(record.tags) == 2
+    (facts,) = json.loads((tmp_path / "out" / "labels.json").read_text()).values()
+    assert facts["models"]["tags"]["revision"].startswith("sha256:") and "tags" in facts["writes"]
+    both = settings(tiny_clip_dir, tiny_detr_dir, tags, tag_model=str(tmp_path / "tagger"))
+    with pytest.raises(UserError, match="either --tags or --tag-model"):
+        run(both, ImageSource(pictures), tmp_path / "both")
 
 
 def test_a_tag_list_is_needed(pictures, tiny_clip_dir, tiny_detr_dir, tmp_path):

@@ -1,6 +1,7 @@
 """RICE's object labels from raw images: candidates, features, clusters."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from regiontower.train_stages.label.object_clusters import KMeansConfig, label_o
 from regiontower.train_stages.label.objects import ObjectsConfig
 from regiontower.train_stages.label.proposals import mask_box
 from regiontower.train_stages.label.segments import segment_boxes
+from regiontower.train_stages.label.shard import read_rows
 from regiontower.train_stages.masks import decode_mask
 from regiontower.train_stages.pixels import PixelCache, to_pixels
 from regiontower.train_stages.record_io import read_records
@@ -131,6 +133,25 @@ def test_clusters_are_those_of_the_towers_features(photos, boxed, tower_dir, tmp
     assert len(of_color) == 4 and len({min(found) for found in of_color.values()}) >= 3
 
 
+def test_clusters_in_two_levels_and_where_they_come_from(boxed, tower_dir, tmp_path):
+    """Both branches are searched, so every region has its very nearest centre; `labels.json` names the k-means."""
+    pytest.importorskip("faiss")
+    config = ObjectsConfig(str(tower_dir), proposals="record", feature="region")
+    result = label_objects(config, KMeansConfig(6, branches=2), boxed, tmp_path / "out", RUN)
+    held = load_file(tmp_path / "out" / "centres.safetensors")
+    assert held["centres"].shape == (6, 32) and held["branches"].shape == (2, 32)
+    rows = np.concatenate([read_rows(tmp_path / "out" / "regions", index) for index in range(3)]).astype(np.float32)
+    regions = [region for record in labelled(result) for region in record.regions]
+    assert len(regions) == len(rows)
+    for region, row in zip(regions, rows, strict=True):
+        wanted = None if np.isnan(row[0]) else int((held["centres"] @ row).argmax())
+        assert region.cluster == wanted
+    facts = json.loads((tmp_path / "out" / "labels.json").read_text())[result.source]
+    assert "regions.cluster" in facts["writes"] and facts["settings"]["box_min_edge"] == 128
+    assert (facts["clusters"]["clusters"], facts["clusters"]["branches"]) == (6, 2)
+    assert not list((tmp_path / "out").glob(".k*")) and not (tmp_path / "out" / ".assigned").exists()
+
+
 def test_masks_of_a_sam_are_kept(photos, tower_dir, tiny_sam_dir, tmp_path):
     pytest.importorskip("faiss")
     config = ObjectsConfig(
@@ -175,6 +196,8 @@ def test_clusters_in_webdataset_shards(boxed, tower_dir, tmp_path):
     result = label_objects(config, KMeansConfig(2), boxed, tmp_path / "out", run)
     found = [record for path in result.shards for record, data in read_shard(path) if data]
     assert [path.name for path in result.shards] == ["00000.tar", "00001.tar"]
+    with pytest.raises(UserError, match="shards of another --form"):
+        label_objects(config, KMeansConfig(2), boxed, tmp_path / "out", replace(run, form="jsonl"))
     assert len(found) == 7 and {region.cluster for record in found for region in record.regions[:3]} == {0, 1}
 
 

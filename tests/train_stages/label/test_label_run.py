@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,11 +20,10 @@ from regiontower.train_stages.label import (
     Labelled,
     PassedOver,
     RunConfig,
-    find_engine,
     label_images,
 )
 from regiontower.train_stages.label.processes import _ask
-from regiontower.train_stages.label.shard import ShardResult
+from regiontower.train_stages.label.shard import ShardPart, ShardResult
 from regiontower.train_stages.record_io import read_records, write_records
 from regiontower.train_stages.records import Record, Region
 from regiontower.train_stages.webdataset import read_shard
@@ -60,7 +59,7 @@ class GrayLabeller:
 
 
 # What is killed must be taken up as the same run, so `die_at` is no part of the facts.
-GRAY = Engine("gray", GrayConfig, GrayLabeller, lambda config: {"models": {}})
+GRAY = Engine("gray", GrayConfig, GrayLabeller, lambda config: {"models": {}}, ("regions.score",))
 QUIET = {"device": "cpu", "progress": False}
 
 
@@ -119,7 +118,7 @@ def test_a_killed_run_goes_on(photos, tmp_path, die_at, form):
     if form == "webdataset":
         pytest.importorskip("webdataset")
     whole = run(photos, tmp_path / "whole", form=form)
-    engine = Engine("gray", GrayConfig, lambda config, place: GrayLabeller(GrayConfig(0, die_at), place), GRAY.facts)
+    engine = replace(GRAY, open=lambda config, place: GrayLabeller(GrayConfig(0, die_at), place))
     context = multiprocessing.get_context("fork")
     process = context.Process(target=run, args=(photos, tmp_path / "killed"), kwargs={"engine": engine, "form": form})
     process.start()
@@ -178,6 +177,9 @@ def test_a_few_bad_images_are_named_and_many_stop_the_run(photos, tmp_path):
     result = run(photos, tmp_path / "out")
     assert (result.images, result.records, len(result.bad)) == (13, 11, 2)
     assert "empty.png" in result.report()["bad_named"] and "half.png" in result.report()["bad_named"]
+    listed = json.loads((tmp_path / "out" / "bad_images.json").read_text())
+    assert sorted(os.path.basename(row["image"]) for row in listed) == ["empty.png", "half.png"]
+    assert all(row["reason"] for row in listed)
     assert run(photos, tmp_path / "out").report()["bad"] == 2  # finished: still told
     for number in range(5):
         (photos / f"half{number}.png").write_bytes(whole[: len(whole) // 2])
@@ -226,29 +228,6 @@ def test_webdataset_shards_hold_their_images(photos, tmp_path):
     assert [path.name for path in result.shards] == ["00000.tar", "00001.tar", "00002.tar", "00003.tar"]
 
 
-def test_two_processes(tmp_path, noise_image):
-    pytest.importorskip("rapidocr")
-    pytest.importorskip("onnxruntime")
-    from PIL import ImageDraw, ImageFont
-
-    from regiontower.train_stages.label.ocr import OcrConfig
-
-    for word in ("HELLO", "WORLD", "TOWER"):
-        picture = Image.new("RGB", (200, 100), "white")
-        ImageDraw.Draw(picture).text((30, 30), word, fill="black", font=ImageFont.load_default(30))
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        picture.save(tmp_path / "photos" / f"{word}.png")
-    noise_image(50, 50).save(tmp_path / "photos" / "noise.png")
-    ocr = {"engine": find_engine("rice-ocr"), "config": OcrConfig(), "per_shard": 2}
-    result = run(tmp_path / "photos", tmp_path / "out", processes=2, **ocr)
-    records = [record for path in result.shards for record in read_records(path).records]
-    texts = {os.path.basename(record.image): [region.ocr for region in record.regions] for record in records}
-    assert texts == {f"{word}.png": [word] for word in ("HELLO", "TOWER", "WORLD")}
-    assert (result.labelled_now, result.passed_over) == (4, {"no text": 1})
-    x0, y0, x1, y1 = records[0].regions[0].box_xyxy
-    assert 20 < x0 < 40 and 25 < y0 < 45 and 100 < x1 < 180 and 50 < y1 < 75
-
-
 def say(text, status=0):
     """A worker that says this, whatever it is asked."""
     code = f"import sys; sys.stdin.readline(); print({text!r}); sys.exit({status})"
@@ -258,8 +237,9 @@ def say(text, status=0):
 
 def test_what_a_worker_says():
     result = ShardResult(3, 1, 2, {"too dark": 1}, [BadRecord("a.png", "it is empty")])
-    answer = "images 2\nimages 1\ndone " + json.dumps(asdict(result))
-    assert list(_ask(say(answer), 3)) == [2, 1, result]
+    part = ShardPart("00003-ab", result)
+    answer = "images 2\nimages 1\ndone " + json.dumps(asdict(part))
+    assert list(_ask(say(answer), 3)) == [2, 1, part]
     with pytest.raises(UserError, match=r"^no “model” there$"):
         list(_ask(say("images 2\nerror " + json.dumps("no “model” there")), 3))
     with pytest.raises(RuntimeError, match="exit status 7"):

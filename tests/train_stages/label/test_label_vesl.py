@@ -1,4 +1,4 @@
-"""CLOC's labels: phrases by hand, detectors against their own models, the engine as a whole."""
+"""CLOC's labels: detectors against their own models, the engine as a whole."""
 
 import numpy as np
 import pytest
@@ -10,72 +10,13 @@ from regiontower.train_stages.label import ImageSource, RunConfig, find_engine, 
 from regiontower.train_stages.label.captioner import Captioner
 from regiontower.train_stages.label.detectors import Detector
 from regiontower.train_stages.label.labeller import Workplace
-from regiontower.train_stages.label.noun_phrases import noun_phrases
 from regiontower.train_stages.label.statistics import label_statistics, read_shards
-from regiontower.train_stages.label.taggers import open_tagger, resolve_tagger
 from regiontower.train_stages.label.vesl import VeslConfig
 from regiontower.train_stages.record_io import read_records, write_records
 from regiontower.train_stages.records import Record, Region
 from regiontower.vision_towers.errors import UserError
 
 RUN = RunConfig(per_shard=2, batch_size=2, device="cpu", progress=False)
-
-
-@pytest.fixture(scope="module")
-def tagger():
-    pytest.importorskip("textblob")
-    return open_tagger("textblob")
-
-
-def test_phrases_of_captions(tagger):
-    captions = [
-        "A red car is parked next to two small dogs on the green grass.",
-        "The image shows a woman in a white wedding dress holding a bouquet of flowers, near an old wooden table.",
-        "Stock photo of A RED CAR; there is nothing else, and none of them.",
-    ]
-    assert noun_phrases(captions, tagger) == [
-        "a red car",
-        "small dogs",
-        "the green grass",
-        "a woman",
-        "a white wedding dress",
-        "a bouquet",
-        "flowers",
-        "an old wooden table",
-    ]
-    assert noun_phrases(captions, tagger, limit=2) == ["a red car", "small dogs"]
-    assert noun_phrases(["", "..."], tagger) == []
-
-
-def test_the_grammar_is_the_papers():
-    """With tags given by hand: an optional determiner, adjectives, nouns; nothing else ends up in a phrase."""
-    tags = {
-        "the": "DT",
-        "big": "JJ",
-        "bigger": "JJR",
-        "dog": "NN",
-        "houses": "NNS",
-        "run": "VB",
-        "two": "CD",
-        "it": "PRP",
-    }
-
-    def tag(words):
-        return [(word, tags[word]) for word in words]
-
-    assert noun_phrases(["the big bigger dog houses run two houses it the big run dog"], tag) == [
-        "the big bigger dog houses",
-        "houses",
-        "dog",
-    ]
-
-
-def test_taggers_by_name():
-    pytest.importorskip("textblob")
-    assert resolve_tagger("textblob") == "textblob"
-    assert resolve_tagger("auto") in ("nltk", "textblob")
-    with pytest.raises(UserError, match="auto, nltk or textblob"):
-        resolve_tagger("spacy")
 
 
 def noise(width, height, seed):

@@ -1,0 +1,48 @@
+"""A demo of two tiny models, and one server of the packaged models for all tests that need a page or the HTTP API."""
+
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_models(make_tiny_mllm):
+    """Two models of one kind on two towers: do not change them."""
+    from regiontower.demo.models import DemoModel
+
+    return [DemoModel("one", *make_tiny_mllm(0)), DemoModel("two", *make_tiny_mllm(1))]
+
+
+@pytest.fixture
+def engine(tiny_models):
+    from regiontower.demo.engine import Engine
+    from regiontower.demo.limits import Limits
+
+    return Engine(tiny_models, Limits(sessions=3, marks=5, question_chars=300, turns=4, new_tokens=16))
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The demo as the command starts it, on a free port."""
+    pytest.importorskip("gradio", reason="Gradio is not installed (extra: demo)")
+    from regiontower.demo.serve import launch
+    from regiontower.vision_towers.packaged import packaged_models
+
+    if not {"nano", "nano-clip"} <= set(packaged_models()):
+        pytest.skip("the packaged models are not here")
+    running = launch(["nano", "nano-clip"], device="cpu", dtype="fp32")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def wait_for():
+    """`wait_for(condition)`: until it is true; at most a minute, for machines that do much else."""
+
+    def wait(condition, seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it never came true"
+            time.sleep(0.05)
+
+    return wait

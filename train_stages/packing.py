@@ -1,0 +1,59 @@
+"""Which samples share a row, and the row they make."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..mllm.processing import RegionLlavaProcessor
+from .conversation_ids import IGNORED
+from .mllm_data import Sample, batch_pictures
+from .packed_attention import varlen_borders
+
+
+def pack_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Indices of samples that share a row of at most `row_tokens` tokens; every sample is in one row.
+
+    Best fit, the longest sample first: into the fullest row that has room for it.
+
+    Raises:
+        ValueError: a sample longer than a row.
+    """
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (room, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = lengths[index]
+        if length > row_tokens:
+            raise ValueError(f"a sample of {length} tokens does not fit into a row of {row_tokens}")
+        place = bisect_left(free, (length, -1))
+        if place == len(free):
+            rows.append([])
+            free.append((row_tokens, len(rows) - 1))
+            place = bisect_left(free, (length, -1))
+        room, row = free.pop(place)
+        rows[row].append(index)
+        insort(free, (room - length, row))
+    return rows
+
+
+def collate_packed(
+    rows: Sequence[Sequence[Sample]],
+    *,
+    processor: RegionLlavaProcessor,
+    pictures: Callable[[Sequence[Sample]], dict[str, torch.Tensor]] | None = None,
+) -> dict[str, Any]:
+    """All samples of all rows behind each other in one row without padding: `input_ids` and `labels` `(1, tokens)`,
+    pictures as `collate_samples` has them, and the samples' borders, which the model must be made to heed
+    (`packed_attention`).
+    """
+    samples = [sample for row in rows for sample in row]
+    batch: dict[str, Any] = {
+        "input_ids": torch.tensor([[token for sample in samples for token in sample.ids]]),
+        # A sample's first token must not be learned from the end of the sample before.
+        "labels": torch.tensor([[label for sample in samples for label in (IGNORED, *sample.labels[1:])]]),
+    }
+    batch |= varlen_borders([len(sample.ids) for sample in samples])
+    return batch | (batch_pictures(samples, processor) if pictures is None else pictures(samples))
