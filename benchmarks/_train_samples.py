@@ -9,7 +9,7 @@ import torch
 
 from regiontower.mllm.boxes import Boxes, box_format
 from regiontower.mllm.processing import RegionLlavaProcessor
-from regiontower.train_stages.conversation_ids import conversation_ids
+from regiontower.train_stages.conversation_ids import IGNORED, conversation_ids
 from regiontower.train_stages.conversations import RenderedTurn, render_turns, sample_conversation
 from regiontower.train_stages.mllm_data import Sample
 from regiontower.train_stages.record_io import load_record_image, read_records
@@ -43,6 +43,8 @@ def make_samples(
         ids, labels, kept = conversation_ids(processor, turns, frame, _ENOUGH)
         boxes = processor.to_input(Boxes([box for turn in turns[:kept] for box in turn.boxes]), frame)
         ids, labels = ids[: image + length], labels[: image + length]
+        if all(label == IGNORED for label in labels):  # cut before its first answer: something has to be learned
+            labels[-1] = ids[-1]
         boxes = boxes[: ids.count(processor.region_token_id)]
         samples.append(Sample(ids, labels, pixels[number], boxes, size=frame.original_size))
     return samples

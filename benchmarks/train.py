@@ -88,7 +88,8 @@ def packing(arguments: argparse.Namespace, scenes: Path) -> dict[str, Any]:
         steps = max(2, round(share * arguments.steps * arguments.budget / (batch * mean)))
         return peer_arm(twin, processor, samples, batch, steps)
 
-    tried = {batch: peer(batch, 0.5) for batch in BATCHES if batch * mean <= arguments.budget}
+    batches = BATCHES[:2] if arguments.small else BATCHES
+    tried = {batch: peer(batch, 0.5) for batch in batches if batch * mean <= arguments.budget}
     # The average batch may hold the budget, padding included; a batch of one always may.
     allowed = {
         batch: speed for batch, speed in tried.items() if batch == 1 or batch * mean * speed.padding <= arguments.budget

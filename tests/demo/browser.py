@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-TIMEOUT = 90_000  # milliseconds; only for machines that do much else
+TIMEOUT = 200_000  # milliseconds; only for machines that do much else
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def save_image(path: Path, width: int = 40, height: int = 30) -> Path:
 
 
 def test_importers_are_found_by_exact_name_only():
-    assert importer_names() == ("records", "xywh_jsonl", "coco", "coco_panoptic", "llava")
+    assert importer_names() == ("records", "xywh_jsonl", "coco", "coco_panoptic", "llava", "refcoco", "flickr30k")
     assert get_importer("coco") is import_coco
     with pytest.raises(ValueError, match="registered already"):
         register_importer("records", import_records)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
+from transformers import AutoImageProcessor, AutoModelForMaskGeneration, MaskGenerationPipeline, pipeline
 
 from ...vision_towers.errors import UserError
 from ..masks import encode_mask
@@ -55,7 +55,13 @@ def mask_proposals(
     """
     network = open_model(AutoModelForMaskGeneration, model, workplace)
     processor = open_processor(model, AutoImageProcessor)
-    generate: Any = pipeline("mask-generation", model=network, image_processor=processor, device=workplace.device)
+    generate: Any = pipeline(
+        "mask-generation",
+        model=network,
+        image_processor=processor,
+        device=workplace.device,
+        pipeline_class=_FloatScores,
+    )
 
     def propose(image: Image.Image, record: Record) -> list[Region]:
         del record
@@ -75,6 +81,15 @@ def mask_proposals(
         return regions
 
     return propose
+
+
+class _FloatScores(MaskGenerationPipeline):
+    """With scores in float32, as boxes are: in half precision the pipeline hands both to an NMS that takes one type."""
+
+    def postprocess(self, model_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """See there."""
+        outputs = [{**output, "iou_scores": output["iou_scores"].float()} for output in model_outputs]
+        return super().postprocess(outputs, *args, **kwargs)
 
 
 def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
