@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {}
     with temporary() as folder:
-        scenes = write_scenes(Path(folder) / "scenes", 24 if arguments.small else 96, 0, progress=False)
+        scenes = write_scenes(Path(folder) / "scenes", 8 if arguments.small else 96, 0, progress=False)
         if arguments.only != "cache":
             results |= packing(arguments, scenes)
         if arguments.only != "packing":

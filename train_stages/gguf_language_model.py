@@ -51,7 +51,7 @@ def convert_gguf(gguf: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> 
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
         read: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **place)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # whatever a reader of foreign bytes stumbles over
         raise UserError(f"{gguf}: cannot be read as a language model ({str(error).splitlines()[0]}).") from error
     config = AutoConfig.for_model(**_without_quantization(read.config.to_dict()))
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)

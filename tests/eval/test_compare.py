@@ -84,7 +84,7 @@ def test_differences_of_ratios():
 def test_three_models_in_one_table(make_tiny_mllm, records_path, tmp_path):
     models = [make_tiny_mllm(seed) for seed in range(3)]
     out = tmp_path / "out"
-    wanted = GroundingData([records_path], tasks=["grounding", "several"], limit=2)
+    wanted = GroundingData([records_path], tasks=["grounding"], limit=2)
     found = compare(models, out, wanted, batch_size=4, progress=False)
     labels = list(found.models)
     assert len(set(labels)) == 3 and found.results["base"] == labels[0]

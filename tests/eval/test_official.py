@@ -53,7 +53,13 @@ def test_official_counts_are_asserted(tmp_path, name, split):
         official_rows(tmp_path / "wrong", task)
     write_refcoco(tmp_path / "right", name, partition, split, sentences=OFFICIAL_COUNTS[name, split])
     assert len(official_rows(tmp_path / "right", task)) == OFFICIAL_COUNTS[name, split]
-    assert len(official_rows(tmp_path / "right", task, limit=5)) == 5  # counted before the limit
+
+
+def test_sentences_are_counted_before_the_limit(tmp_path):
+    root = write_refcoco(tmp_path, "refcocog", "umd", sentences=OFFICIAL_COUNTS["refcocog", "val"])
+    assert len(official_rows(root, "regiontower_refcocog_val", limit=5)) == 5
+    with pytest.raises(UserError, match="has 3 sentences"):
+        official_rows(write_refcoco(tmp_path / "b", "refcocog", "umd"), "regiontower_refcocog_val", limit=2)
 
 
 def test_what_is_missing_is_named_with_its_page(tmp_path):

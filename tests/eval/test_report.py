@@ -87,3 +87,29 @@ def test_true_and_predicted_boxes_are_drawn_where_they_are(result, tmp_path):
 def test_the_gallery_is_limited_and_spread(result, tmp_path):
     html = write_report(result, tmp_path / "report", gallery=1).read_text()
     assert len(pictures(html)) == 3  # one for each task with rows
+
+
+def test_the_page_in_a_browser(result, tmp_path):
+    """Every picture is shown, nothing is asked of the network, nothing sticks out, on a wide and on a narrow screen."""
+    import shutil
+
+    browser_path = shutil.which("chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if browser_path is None:
+        pytest.skip("there is no chromium here (apt-get install chromium)")
+    page_path = write_report(result, tmp_path / "report")
+    asked, said = [], []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        for width in (1200, 400):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.goto(page_path.as_uri(), timeout=120_000)
+            broken = page.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
+            assert broken == 0 and page.evaluate("document.images.length") == 5
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()
+    assert all(url.startswith(("file:", "data:")) for url in asked) and not said

@@ -15,7 +15,7 @@ from regiontower.mllm.checkpoint import memory_name
 from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.scenes import write_scenes
 
-TRAIN = {"steps": 3, "batch_size": 2, "threads": 1, "seed": 1, "save_steps": 100, "log_steps": 1}
+TRAIN = {"batch_size": 2, "threads": 1, "seed": 1, "save_steps": 100, "log_steps": 1}
 PARTS = {
     "tower": "model.vision_tower.",
     "projector": ("model.multi_modal_projector.", "model.image_newline"),
@@ -44,10 +44,11 @@ def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("scenes"), 6, 0, preset="easy", progress=False)
 
 
-def recipe(folder, scenes, model, **rates):
-    data = {"records": str(scenes), "turns": 2, "mix": {"classify": 1, "grounding": 1}}
+def recipe(folder, scenes, model, steps=3, **rates):
+    data = {"records": str(scenes), "turns": 2, "mix": {"classify": 1}}
+    blocks = {"model": {"mllm": str(model)}, "data": data, "train": TRAIN | {"steps": steps}, "lr": rates}
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"model": {"mllm": str(model)}, "data": data, "train": TRAIN, "lr": rates}))
+    path.write_text(yaml.safe_dump(blocks))
     return path
 
 
@@ -76,17 +77,14 @@ def test_swap_with_regions_align_instruct_and_chat_about_a_box(kind, run, scenes
 
     run("align", recipe(tmp_path, scenes, swapped), "--out", aligned, "--device", "cpu")
     assert moved(swapped, aligned) == {"projector", "region_projector"}
-    rates = {"tower": 1e-3, "language_model": 1e-3}
-    run("instruct", recipe(tmp_path, scenes, aligned, **rates), "--out", tuned, "--device", "cpu")
+    rates = {"tower": 1e-4, "language_model": 1e-2}
+    run("instruct", recipe(tmp_path, scenes, aligned, steps=30, **rates), "--out", tuned, "--device", "cpu")
     assert moved(aligned, tuned) == set(PARTS)
 
     noise_image(130, 90).save(tmp_path / "picture.png")
-    asked = ((tuned, "5,5,30,30"), (tuned, "60,30,120,80"), (aligned, "5,5,30,30"))
-    answers = [
-        run("chat", tmp_path / "picture.png", "Name", "--model", model, "--box", box, "--device", "cpu")["answer"]
-        for model, box in asked
-    ]
-    assert any(answers) and len(set(answers)) > 1
+    for box in ("5,5,30,30", "60,30,120,80"):
+        said = run("chat", tmp_path / "picture.png", "Name", "--model", tuned, "--box", box, "--device", "cpu")
+        assert said["answer"].split()[0] in kinds  # what it was taught to answer
 
 
 @pytest.mark.parametrize(("kind", "tower_lr"), [("Llava", 0.0), ("Llava", 1e-3), ("LlavaNext", 1e-3)])

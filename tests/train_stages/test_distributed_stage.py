@@ -71,7 +71,7 @@ def test_the_first_50_losses_are_those_of_one_process(in_processes, tiny_mllm_di
     in_processes(2, by_recipe, tiny_mllm_dir, scenes, tmp_path / "two", 2, lora)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == (50 if lora is None else 6)
-    assert lora is not None or one[-1] < 0.9 * one[0]
+    assert lora is not None or sum(one[-5:]) < sum(one[:5])  # it learns, so equal losses mean equal steps
     assert two == pytest.approx(one, rel=1e-4)
 
 

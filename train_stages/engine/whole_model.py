@@ -26,17 +26,15 @@ def make_whole(model: nn.Module, wrapped: Any, accelerator: Any, keep: bool) -> 
         return
     zero = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
     state: dict[str, torch.Tensor] = accelerator.get_state_dict(wrapped) if zero else {}
+    every_name = list(model.named_parameters(remove_duplicate=False))
     made: dict[int, nn.Parameter] = {}
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        if id(parameter) not in made:
-            if zero:
-                if not keep:  # the first process alone was given the tensors
-                    continue
-                whole = state[name]
-            else:
-                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if keep:
-                made[id(parameter)] = nn.Parameter(whole.detach().cpu(), requires_grad=parameter.requires_grad)
+    for name, parameter in model.named_parameters():  # each once: all processes must take part in as many gatherings
+        if zero:
+            whole = state[name] if keep else parameter  # the first process alone was given the tensors
+        else:
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         if keep:
-            owner, _, leaf = name.rpartition(".")
-            model.get_submodule(owner)._parameters[leaf] = made[id(parameter)]
+            made[id(parameter)] = nn.Parameter(whole.detach().cpu(), requires_grad=parameter.requires_grad)
+    for name, parameter in every_name if keep else []:
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = made[id(parameter)]
