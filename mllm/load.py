@@ -12,7 +12,7 @@ from .adapters import adapter_base, attach_adapter, check_base, merge_adapter
 from .modeling import RegionLlavaForConditionalGeneration
 from .next_modeling import RegionLlavaNextForConditionalGeneration
 from .processing import RegionLlavaProcessor
-from .quantize import quantization, spare_odd_layers
+from .quantize import check_odd_layers, quantization
 from .register import CLASSES
 
 RegionMLLM = RegionLlavaForConditionalGeneration | RegionLlavaNextForConditionalGeneration
@@ -74,7 +74,7 @@ def load_mllm(
     model, info = loaded
     check_loaded(source, info)
     processor = AutoProcessor.from_pretrained(source)
-    spare_odd_layers(model)
+    check_odd_layers(model)
     return (model if options else model.to(place)).eval(), processor
 
 

@@ -16,7 +16,7 @@ from .batched_reader import EncodedPicture, Prompt, prompt_ids
 from .boxes import Boxes, ImageFrame, box_format
 from .load import DTYPES, check_loaded, load_mllm, resolve_device
 from .prompts import IMAGE_TOKEN, REGION_TOKEN, assistant_message, user_message
-from .quantize import quantization, spare_odd_layers
+from .quantize import check_odd_layers, quantization
 
 PLAIN_LLAVAS = ("llava", "llava_next", "llava_onevision")
 
@@ -49,7 +49,7 @@ def load_llava(
     loaded: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **options)
     model, info = loaded
     check_loaded(str(source), info)
-    spare_odd_layers(model)
+    check_odd_layers(model)
     return (model if quant != "none" else model.to(place)).eval(), AutoProcessor.from_pretrained(source)
 
 

@@ -44,20 +44,32 @@ def quantization(quant: str, compute: torch.dtype) -> Any | None:
     )
 
 
-def spare_odd_layers(model: torch.nn.Module) -> None:
-    """bitsandbytes packs 4-bit weights anew at the first answer on some CPUs, and stops at a layer whose width is no
-    multiple of 32; such a layer stays as it is."""
-    for module in _layers_of_4_bits(model):
+def check_odd_layers(model: torch.nn.Module) -> None:
+    """Layers of 4-bit weights that bitsandbytes (0.50) cannot use as they are on a CPU.
+
+    Its kernel reads wrong scales where a row is not made of whole blocks: an error, since the answers would be noise.
+    And with AVX512-BF16 it packs weights anew at the first answer and stops at outputs that are no multiple of 32
+    (`_convert_weight_packed_for_cpu` in bitsandbytes/functional.py): such a layer is not packed.
+
+    Raises:
+        UserError: a layer has a number of inputs that is no multiple of the block that shares a scale.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu") or module.weight.device.type != "cpu":
+            continue
+        block = module.weight.blocksize
+        if module.in_features % block:
+            raise UserError(
+                f"nf4 needs layers with a multiple of {block} inputs on a CPU, and {name} has {module.in_features}; "
+                "use int8, or a GPU."
+            )
         module.support_avx512bf16_for_cpu &= module.out_features % 32 == 0
 
 
 def ready_to_train(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Products with 4-bit weights are computed in `dtype`, and the weights keep the layout that a backward pass reads
     (an evaluation between two steps would pack them for answers alone)."""
-    for module in _layers_of_4_bits(model):
-        module.compute_dtype = dtype
-        module.support_avx512bf16_for_cpu = False
-
-
-def _layers_of_4_bits(model: torch.nn.Module) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.compute_dtype = dtype
+            module.support_avx512bf16_for_cpu = False

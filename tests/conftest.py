@@ -70,23 +70,24 @@ def make_tiny_mllm(tiny_tokenizer):
 
     gemma3 = {"head_dim": 12, "query_pre_attn_scalar": 12, "layer_types": ["full_attention"] * 2}
     languages = {
-        "llama": (LlamaForCausalLM, LlamaConfig, {}),
-        "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, gemma3),
+        "llama": (LlamaForCausalLM, LlamaConfig, 64, {}),
+        "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, 48, gemma3),
     }
 
-    def make(seed: int = 0, language: str = "llama", **choices):
+    def make(seed: int = 0, language: str = "llama", width: int | None = None, **choices):
         torch.manual_seed(seed)
         sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
         tower = RiceVisionModel(RiceVisionConfig(**sizes, patch_size=8, image_size=64))
         tokenizer = tiny_tokenizer
         end = tokenizer.convert_tokens_to_ids("<|end|>")
-        kind, config, fields = languages[language]
+        kind, config, usual, fields = languages[language]
+        width = width or usual
         language_model = kind(
             config(
                 **fields,
                 vocab_size=len(tokenizer),
-                hidden_size=48,
-                intermediate_size=96,
+                hidden_size=width,
+                intermediate_size=2 * width,
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,

@@ -154,6 +154,16 @@ def test_quantized_language_model_alone_or_below_an_adapter(run, tiny_mllm_dir, 
         load_mllm(run[0], device="cpu", quant=quant, merge=True)
 
 
+def test_4_bit_layers_that_a_cpu_cannot_read_are_refused(make_tiny_mllm, tmp_path):
+    """bitsandbytes reads wrong scales when a row is not made of whole blocks of 64: an error of 0.4, not 0.09."""
+    pytest.importorskip("bitsandbytes")
+    for part in make_tiny_mllm(width=48):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"multiple of 64 inputs on a CPU, and model\.language_model\S+ has 48"):
+        load_mllm(tmp_path, device="cpu", quant="nf4")
+    load_mllm(tmp_path, device="cpu", quant="int8")
+
+
 def test_what_is_wrong_with_an_adapter_is_one_sentence(run, tiny_mllm_dir, make_tiny_mllm, tmp_path):
     folder, _, _ = run
     with pytest.raises(UserError, match="is a LoRA run: --merge writes it together with its base"):
