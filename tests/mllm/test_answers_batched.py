@@ -234,15 +234,23 @@ def test_likelihoods_are_those_of_the_whole_conversation(tiny_mllm, noise_image)
 
 def test_the_models_own_answer_is_greedy_and_another_is_not(tiny_mllm, noise_image):
     model, processor = tiny_mllm
-    shared = SharedAnswers(model, processor)
     question = Question(noise_image(), "Where is the star?")
-    inputs = processor([question.image], [user_prompt(processor, question.text)])
-    first = model.generate(**inputs, max_new_tokens=1)[0, -1]
-    likely, unlikely = (
-        processor.tokenizer.decode([token]) for token in (int(first), (int(first) + 7) % len(processor.tokenizer))
-    )
-    scores = shared.score([question, question], [likely, unlikely])
-    assert scores[0].loss < scores[1].loss and not scores[1].greedy
+    turns = [{"role": "user", "content": "<image>" + question.text}, {"role": "assistant", "content": "a sign"}]
+    start = processor([question.image], [user_prompt(processor, question.text)])["input_ids"].shape[1]
+    own = processor([question.image], [processor.apply_chat_template(turns)])["input_ids"][0, start:]
+
+    def prefer(module, inputs, logits):
+        """A head whose first choices are the words of "a sign" and its end, one after the other."""
+        wanted = torch.nn.functional.one_hot(own[: len(logits)], logits.shape[-1])
+        return logits + 100 * torch.nn.functional.pad(wanted, (0, 0, 0, len(logits) - len(wanted)))
+
+    handle = model.lm_head.register_forward_hook(prefer)
+    try:
+        likely, unlikely = SharedAnswers(model, processor).score([question] * 2, ["a sign", "none"])
+    finally:
+        handle.remove()
+    assert likely.greedy and likely.loss < 0.01
+    assert not unlikely.greedy and unlikely.loss > 10
 
 
 def test_the_plan():
