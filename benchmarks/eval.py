@@ -77,8 +77,10 @@ def main() -> None:
         arms = open_arms(model, asked.batch_size)
         rows = make_rows(asked.images, asked.questions, asked.rounds)
         rounds, answers = run_rounds(arms, rows, asked.rounds, asked.new_tokens)
-    results = summarise(rounds, answers)
-    results |= {
+    options = f"--images {asked.images} --questions {asked.questions} --new-tokens {asked.new_tokens}"
+    results = {
+        "command": f"regiontower bench eval {options} --batch-size {asked.batch_size} --rounds {asked.rounds} --json",
+        **summarise(rounds, answers),
         "questions": len(rows),
         "images": asked.images,
         "new_tokens": asked.new_tokens,
@@ -195,6 +197,7 @@ def run_rounds(
             answers[name] += _ask(arms[name], range(number * share, (number + 1) * share), new_tokens)
             found[name] = round(time.perf_counter() - begin, 3)
         seconds.append(found)
+        print(f"round {number + 1} of {rounds}: {found} seconds", file=sys.stderr, flush=True)
     return seconds, answers
 
 

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
 from regiontower.eval.baselines import trivial_baselines
 from regiontower.eval.run import evaluate
@@ -19,8 +20,6 @@ from regiontower.train_stages.gguf_language_model import convert_gguf, smollm2_g
 from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
 from regiontower.train_stages.recipe import load_recipe
 from regiontower.train_stages.scenes import EVAL_SEED_START, write_scenes
-
-COMMAND = "regiontower bench smollm2 --out DIR"
 
 
 def main() -> None:
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--eval-scenes", type=int, default=240)
     parser.add_argument("--limit", type=int, default=300, help="at most so many questions a task")
     parser.add_argument("--align", action="append", default=[], metavar="KEY=VALUE", help="override of align-smollm2")
-    parser.add_argument("--set", dest="sets", action="append", default=[], help="override of instruct-smollm2")
+    parser.add_argument("--set", action="append", default=[], help="override of instruct-smollm2")
     parser.add_argument("--json", action="store_true", help="the result alone on the last line")
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -49,12 +48,11 @@ def main() -> None:
     parents = [f"model.tower={json.dumps(arguments.tower)}", f"model.language_model={json.dumps(str(language_model))}"]
     align(load_recipe("align-smollm2", AlignRecipe, [*data, *parents, *arguments.align]), out / "align")
     parent = f"model.mllm={json.dumps(str(out / 'align'))}"
-    instruct(load_recipe("instruct-smollm2", InstructRecipe, [*data, parent, *arguments.sets]), out / "instruct")
+    instruct(load_recipe("instruct-smollm2", InstructRecipe, [*data, parent, *arguments.set]), out / "instruct")
 
     result = evaluate(out / "instruct", val, out=out / "eval", limit=arguments.limit, dtype="fp32")
-    changes = [*(f"--align {key}" for key in arguments.align), *(f"--set {key}" for key in arguments.sets)]
     results: dict[str, Any] = {
-        "command": " ".join([COMMAND, *changes]),
+        "command": typed("smollm2", parser, arguments),
         "model": result.tasks,
         "trivial": trivial_baselines(val, train=train, limit=arguments.limit),
         **stamp({"align": out / "align", "instruct": out / "instruct"}),

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from regiontower.benchmarks._stamp import stamp
 from regiontower.benchmarks._tiny_llavas import tiny_llava
-from regiontower.train_stages.engine.manifest import machine
 from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel
 
 GIB = 2**30
@@ -60,11 +60,11 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
     results = {
         "command": f"regiontower bench swap --out DIR --gib {arguments.gib:g} --rounds {arguments.rounds} --json",
-        "machine": machine(torch.device("cpu"), 1),
         "rounds": rounds,
         "time_over_cp": round(statistics.median(r["swap_seconds"] / r["cp_seconds"] for r in rounds), 3),
         "peak_rss_gib": round(max(r["peak_rss"] for r in rounds) / GIB, 3),
         "checkpoint_gib": round(size / GIB, 3),
+        **stamp({}),
     }
     headline = {key: results[key] for key in ("time_over_cp", "peak_rss_gib", "checkpoint_gib")}
     print(json.dumps(results, indent=2), file=sys.stderr if arguments.json else sys.stdout)

@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
 from regiontower.benchmarks._train_arms import (
     CPU,
@@ -70,8 +71,7 @@ def main() -> None:
             results |= packing(arguments, scenes)
         if arguments.only != "packing":
             results |= cache(arguments, scenes, folder)
-    command = f"regiontower bench train --rounds {arguments.rounds} --steps {arguments.steps} --json"
-    results |= {"command": command, "small": arguments.small, **stamp({})}
+    results |= {"command": typed("train", parser, arguments), "small": arguments.small, **stamp({})}
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from html import escape
 
 from .conversation import Turn
-from .grounding import Piece
+from .grounding import Piece, found_boxes
 from .marks import Mark
 
-EMPTY = '<p class="rt-empty">Draw a box on the picture and ask about it. In the question, <b>[1]</b> is box 1.</p>'
+LABEL_CHARS = 32  # of a box's words beside it in a picture; the answer has them whole
+EMPTY = '<p class="rt-empty">Questions and answers come here. In a question, <b>[1]</b> is box 1.</p>'
 
 
 def conversation_html(turns: Sequence[Turn], slot: str) -> str:
@@ -52,7 +53,7 @@ def remark(turn: Turn) -> str:
         return turn.error
     if turn.state == "answering":
         return "answering ..."
-    count = sum(piece.kind == "box" for piece in turn.pieces)
+    count = len(found_boxes(turn.pieces))
     found = {
         "boxes": f"{count} box{'es' if count != 1 else ''}",
         "none": "nothing found" if turn.asked.phrase else "",
@@ -79,16 +80,13 @@ def outlines(turns: Sequence[Turn], slot: str) -> list[dict]:
     kind: "asked" or "found"; last: of the last turn that has boxes of this kind, shown without being pointed at.
     """
     found: list[dict] = []
-    with_boxes = [turn.number for turn in turns if any(piece.kind == "box" for piece in turn.pieces)]
+    with_boxes = [turn.number for turn in turns if found_boxes(turn.pieces)]
     for turn in turns:
         for place, mark in enumerate(turn.asked.marks):
             found.append(_outline(asked_id(slot, turn, place), turn, mark.box_xyxy, mark_text(mark), "asked", False))
-        for piece in turn.pieces:
-            if piece.kind == "box":
-                last = turn.number == with_boxes[-1]
-                found.append(
-                    _outline(box_id(slot, turn, piece.boxes[0]), turn, piece.box_xyxy, box_text(piece), "found", last)
-                )
+        for piece in found_boxes(turn.pieces):
+            last, own = turn.number == with_boxes[-1], box_id(slot, turn, piece.boxes[0])
+            found.append(_outline(own, turn, piece.box_xyxy, box_text(piece), "found", last))
     return found
 
 
@@ -100,7 +98,8 @@ def mark_text(mark: Mark) -> str:
 def box_text(piece: Piece) -> str:
     """What stands at a box of an answer in a picture."""
     score = f"{piece.score:.2f}" if piece.score is not None else ""
-    return " ".join(filter(None, (piece.label or str(piece.boxes[0] + 1), score)))
+    label = piece.label if len(piece.label) <= LABEL_CHARS else piece.label[: LABEL_CHARS - 1].rstrip() + "…"
+    return " ".join(filter(None, (label or str(piece.boxes[0] + 1), score)))
 
 
 def _outline(id_: str, turn: Turn, box_xyxy, text: str, kind: str, last: bool) -> dict:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from .conversation import Turn
 from .engine import Engine
+from .grounding import found_boxes
 from .handlers import problem
 from .pictures import data_url
 from .saved_page import saved_page
@@ -159,8 +160,7 @@ def answer_fields(model: str, turn: Turn) -> AnswerFields:
     """A turn as the endpoints give it."""
     boxes = [
         BoxFields(box_xyxy=[round(edge, 2) for edge in piece.box_xyxy or ()], score=piece.score, words=piece.label)
-        for piece in turn.pieces
-        if piece.kind == "box"
+        for piece in found_boxes(turn.pieces)
     ]
     return AnswerFields(
         model=model,

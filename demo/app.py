@@ -1,4 +1,4 @@
-"""The page: which parts it has and which handler belongs to which."""
+"""The page: which handler belongs to which of its parts."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ from typing import Any
 import gradio as gr
 
 from ..mllm.prompts import LIST_ALL
-from .answer_html import EMPTY
 from .api import add_api
-from .conversation import OWN_PROMPT, REGION_PROMPTS
 from .engine import Engine
 from .examples import Example, photo_examples, scene_examples
-from .handlers import Handlers, title_html
-from .stage import picture_input, picture_stage
+from .handlers import Handlers
+from .layout import (
+    ModelParts,
+    PictureParts,
+    QuestionParts,
+    ViewParts,
+    model_rows,
+    picture_column,
+    question_rows,
+    view_tabs,
+)
+from .limits import Limits
 
 TITLE = "regiontower: draw a box, ask, see boxes back"
-NO_OTHER = "no other model"
+HEADING = (
+    '<h1 class="rt-heading">Draw a box, ask, see boxes back</h1>'
+    '<p class="rt-lead">Open a picture, drag a box over something, ask about it.</p>'
+)
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # The saved page never becomes a file of the server: the browser makes one of its text.
 DOWNLOAD = """(page) => {
@@ -32,138 +43,109 @@ FIND = """() => {
   setTimeout(() => document.querySelector("#rt-question textarea")?.focus(), 100);
   return "Find the ";
 }"""
+# Seconds between sweeps, and the age at which an uploaded file goes. Not at once: the browser shows it for a moment,
+# and two users with one photo have one file.
+KEPT_UPLOADS = (60, 300)
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def build_app(engine: Engine, examples: list[Example] | None = None) -> gr.Blocks:
     """The demo of an engine's models; `serve.launch` opens it. Examples are drawn here when none are given."""
     examples = [*scene_examples(), *photo_examples()] if examples is None else examples
-    handlers, names, limits = Handlers(engine, examples), [model.name for model in engine.models], engine.limits
-    several = len(names) > 1
-    hidden: Any = {"api_visibility": "private", "show_progress": "hidden"}
-    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as app:
+    handlers = Handlers(engine, examples)
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=KEPT_UPLOADS) as app:
         add_api(engine)  # first, or the page's own events would take its endpoints' names
-        # Gone when its page is closed.
+        # Gone an hour after its page is closed: Gradio waits that long for the page to come back.
         token = gr.State("", delete_callback=engine.sessions.close)
-        gr.HTML('<h1 class="rt-heading">Draw a box, ask, see boxes back</h1>')
+        gr.HTML(HEADING)
         notice = gr.HTML("", elem_id="rt-notice")
         with gr.Row(elem_id="rt-main"):
-            with gr.Column(scale=5, min_width=320):
-                with gr.Accordion("Picture: upload, paste or webcam", open=True, elem_id="rt-source") as source:
-                    upload = picture_input("rt-upload", height=200)
-                    size = gr.HTML("")
-                stage = picture_stage("rt-stage")
-            with gr.Column(scale=6, min_width=320):
-                with gr.Row(visible=several, elem_id="rt-models"):
-                    model = gr.Dropdown(names, value=names[0], label="Model", filterable=False, elem_id="rt-model")
-                    other = gr.Dropdown(
-                        [NO_OTHER, *names],
-                        value=NO_OTHER,
-                        label="Side by side with",
-                        filterable=False,
-                        elem_id="rt-other",
-                    )
-                with gr.Row(equal_height=False):
-                    with gr.Column(min_width=150):
-                        title_a = gr.HTML(title_html(names[0]))
-                        chat_a = gr.HTML(
-                            EMPTY,
-                            elem_id="rt-chat-a",
-                            autoscroll=True,
-                            max_height=420,
-                            js_on_load=None,
-                        )
-                    with gr.Column(min_width=150, visible=False) as second:
-                        title_b = gr.HTML("")
-                        chat_b = gr.HTML(
-                            EMPTY,
-                            elem_id="rt-chat-b",
-                            autoscroll=True,
-                            max_height=420,
-                            js_on_load=None,
-                        )
-                question = gr.Textbox(
-                    label="Question",
-                    placeholder="What is in [1]?   Read [2].   Find the red star.   What is this?",
-                    elem_id="rt-question",
-                    lines=1,
-                    max_lines=4,
-                    max_length=limits.question_chars,
-                    submit_btn=False,
-                )
-                with gr.Row(elem_id="rt-send-row"):
-                    send = gr.Button("Ask", variant="primary", elem_id="rt-send", min_width=80)
-                    stop = gr.Button("Stop", variant="stop", visible=False, elem_id="rt-stop", min_width=80)
-                    find = gr.Button("Find ...", elem_id="rt-find", min_width=80)
-                    everything = gr.Button("List everything", elem_id="rt-list", min_width=80)
-                offers = gr.Radio([], label="Questions for this example", visible=False, elem_id="rt-offers")
-                with gr.Accordion("Settings", open=False, elem_id="rt-settings"):
-                    region_prompt = gr.Radio(
-                        [("the model's own", OWN_PROMPT), *REGION_PROMPTS],
-                        value=OWN_PROMPT,
-                        label="Region prompt: what a chip becomes for the model",
-                        info="An embedding of the region (tokens), its coordinates, both, or a box drawn into the "
-                        "picture (overlay). Models are trained on one; another one begins a new conversation.",
-                        elem_id="rt-region-prompt",
-                    )
-                    longest = gr.Slider(8, limits.new_tokens, value=128, step=8, label="Longest answer, tokens")
-                with gr.Row():
-                    restart = gr.Button("New conversation", size="sm", elem_id="rt-restart", min_width=80)
-                    save = gr.Button("Save as HTML", size="sm", elem_id="rt-save", min_width=80)
-                saved = gr.Textbox(visible="hidden", elem_id="rt-saved")
-        with gr.Tabs(elem_id="rt-tabs"):
-            with gr.Tab("Examples"):
-                gallery = gr.Gallery(
-                    [(example.image, example.title) for example in examples],
-                    columns=5,
-                    height="auto",
-                    allow_preview=False,
-                    show_label=False,
-                    buttons=[],
-                    elem_id="rt-examples",
-                )
-            with gr.Tab("Region similarity", id="similarity"):
-                gr.Markdown("Where the tower finds the picture like the selected box: yellow most, dark blue least.")
-                heat = gr.Button("Show for the selected box", elem_id="rt-heat", size="sm")
-                heat_panel = gr.HTML("", elem_id="rt-heat-panel", js_on_load=None)
-            with gr.Tab("Tower tokens (PCA)", id="tokens"):
-                gr.Markdown(
-                    "The image tokens the language model reads: their three largest principal components as red, green "
-                    "and blue. Like colours are like tokens, within one picture."
-                )
-                pca = gr.Button("Show for this picture", elem_id="rt-pca", size="sm")
-                pca_panel = gr.HTML("", elem_id="rt-pca-panel", js_on_load=None)
-
-        opened = [upload, token, stage, chat_a, chat_b, question, offers, source, heat_panel, pca_panel, size, notice]
-        upload.change(handlers.open_upload, [upload, token], opened, concurrency_limit=4, **hidden)
-
-        def choose(event: gr.SelectData, current: str) -> list[Any]:
-            return handlers.open_example(int(event.index), current)
-
-        gallery.select(choose, token, opened, concurrency_limit=4, **hidden)
-        offers.input(lambda text: text or "", offers, question, queue=False, **hidden)
-        working: Any = {"concurrency_limit": limits.at_once, "concurrency_id": "model", **hidden}
-        gr.on(
-            [send.click, question.submit],
-            handlers.ask,
-            [token, question, stage, model, other, region_prompt, longest],
-            [chat_a, chat_b, stage, question, send, stop, notice],
-            trigger_mode="once",
-            **working,
-        )
-        stop.click(handlers.stop, token, None, queue=False, **hidden)
-        find.click(None, None, question, js=FIND, **hidden)
-        everything.click(None, None, question, js=f"() => {LIST_ALL!r}", **hidden)
-        gr.on(
-            [model.change, other.change],
-            handlers.show,
-            [token, model, other],
-            [chat_a, chat_b, title_a, title_b, second, stage],
-            **hidden,
-        )
-        restart.click(handlers.restart, token, [chat_a, chat_b, stage, notice], **hidden)
-        save.click(handlers.save, token, [saved, notice], **hidden).then(None, saved, None, js=DOWNLOAD, **hidden)
-        looking = working | {"show_progress": "minimal"}
-        heat.click(handlers.similarity, [token, stage, model, other], [heat_panel, notice], **looking)
-        pca.click(handlers.tokens, [token, model, other], [pca_panel, notice], **looking)
-    app.queue(max_size=limits.waiting, api_open=False, default_concurrency_limit=4)
+            with gr.Column(scale=1, min_width=320):
+                picture = picture_column(examples)
+            with gr.Column(scale=1, min_width=320):
+                models = model_rows(engine.models)
+                asking = question_rows(engine.limits)
+        views = view_tabs()
+        _opening(handlers, token, notice, picture, models, asking, views)
+        _talking(handlers, token, notice, picture, models, asking, engine.limits)
+        _looking(handlers, token, notice, picture, models, views, engine.limits)
+    app.queue(max_size=engine.limits.waiting, api_open=False, default_concurrency_limit=4)
     return app
+
+
+def _opening(
+    handlers: Handlers,
+    token: gr.State,
+    notice: gr.HTML,
+    picture: PictureParts,
+    models: ModelParts,
+    asking: QuestionParts,
+    views: ViewParts,
+) -> None:
+    """A picture comes, of the user's or of the examples."""
+    opened = [picture.upload, token, picture.stage, models.chat_a, models.chat_b, asking.question, asking.offers]
+    opened += [picture.source, views.heat_panel, views.pca_panel, notice]
+    coming: Any = {"concurrency_limit": 4, **HIDDEN}
+    picture.upload.change(handlers.open_upload, [picture.upload, token], opened, preprocess=False, **coming)
+
+    def choose(event: gr.SelectData, current: str) -> list[Any]:
+        return handlers.open_example(int(event.index), current)
+
+    picture.examples.select(choose, token, opened, **coming)
+    # An offer is let go at once, so that it can be taken again.
+    taken = [asking.question, asking.offers]
+    asking.offers.input(lambda text: (text or "", None), asking.offers, taken, queue=False, **HIDDEN)
+
+
+def _talking(
+    handlers: Handlers,
+    token: gr.State,
+    notice: gr.HTML,
+    picture: PictureParts,
+    models: ModelParts,
+    asking: QuestionParts,
+    limits: Limits,
+) -> None:
+    """Questions, answers, and what is done with a conversation."""
+    chats, menus = [models.chat_a, models.chat_b], [models.model, models.other]
+    gr.on(
+        [asking.send.click, asking.question.submit],
+        handlers.ask,
+        [token, asking.question, picture.stage, *menus, asking.region_prompt, asking.longest],
+        [*chats, picture.stage, asking.question, asking.send, asking.stop, notice],
+        trigger_mode="once",
+        **_working(limits),
+    )
+    asking.stop.click(handlers.stop, token, None, queue=False, **HIDDEN)
+    asking.find.click(None, None, asking.question, js=FIND, **HIDDEN)
+    asking.everything.click(None, None, asking.question, js=f"() => {LIST_ALL!r}", **HIDDEN)
+    gr.on(
+        [models.model.change, models.other.change],
+        handlers.show,
+        [token, *menus],
+        [*chats, models.title_a, models.title_b, models.second, picture.stage],
+        **HIDDEN,
+    )
+    asking.restart.click(handlers.restart, token, [*chats, picture.stage, notice], **HIDDEN)
+    saving = asking.save.click(handlers.save, token, [asking.saved, notice], **HIDDEN)
+    saving.then(None, asking.saved, None, js=DOWNLOAD, **HIDDEN)
+
+
+def _looking(
+    handlers: Handlers,
+    token: gr.State,
+    notice: gr.HTML,
+    picture: PictureParts,
+    models: ModelParts,
+    views: ViewParts,
+    limits: Limits,
+) -> None:
+    """The views of the tower."""
+    looking, menus = _working(limits) | {"show_progress": "minimal"}, [models.model, models.other]
+    views.heat.click(handlers.similarity, [token, picture.stage, *menus], [views.heat_panel, notice], **looking)
+    views.pca.click(handlers.tokens, [token, *menus], [views.pca_panel, notice], **looking)
+
+
+def _working(limits: Limits) -> dict[str, Any]:
+    """Of events in which a model works: they wait for each other, in the page and in the HTTP API."""
+    return {"concurrency_limit": limits.at_once, "concurrency_id": "model", **HIDDEN}

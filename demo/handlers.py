@@ -20,6 +20,7 @@ from .answer_html import EMPTY, conversation_html, outlines
 from .engine import Engine
 from .examples import Example
 from .marks import Mark
+from .models import DemoModel
 from .pictures import data_url
 from .saved_page import saved_page
 from .sessions import Session
@@ -50,22 +51,22 @@ class Handlers:
     def __init__(self, engine: Engine, examples: list[Example]):
         self.engine, self.examples = engine, examples
 
-    def open_upload(self, upload: tuple[str, str] | None, token: str) -> list[Any]:
-        """A picture was uploaded, pasted or photographed. Returns updates of `opened_parts`."""
-        if upload is None:
+    def open_upload(self, upload: dict[str, Any] | None, token: str) -> list[Any]:
+        """A picture was uploaded, pasted or photographed: the file as it came, inside the upload folder. Returns
+        updates of what `_opened` updates."""
+        if upload is None or not upload.get("path"):
             return [gr.skip()] * OPENED_PARTS
-        path, name = Path(upload[0]), upload[1]
+        path = Path(upload["path"])
+        name = upload.get("orig_name") or path.name
         try:
             session, note = self.engine.open_bytes(path.read_bytes(), name)
         except Exception as error:
             return [None, *[gr.skip()] * (OPENED_PARTS - 2), notice_html(problem(error))]
-        finally:
-            path.unlink(missing_ok=True)  # it lives in the session's memory from here on
         self.engine.sessions.close(token)
         return self._opened(session, (), "", note)
 
     def open_example(self, index: int, token: str) -> list[Any]:
-        """An example was chosen. Returns updates of `opened_parts`."""
+        """An example was chosen. Returns updates of what `_opened` updates."""
         example = self.examples[index]
         try:
             session = self.engine.open_image(example.image)
@@ -129,7 +130,7 @@ class Handlers:
     def show(self, token: str, model: str, other: str | None) -> list[Any]:
         """Another model was chosen. Updates of: both conversations, their titles, stage."""
         names = self._names(model, other)
-        titles = [gr.update(value=title_html(name)) for name in names]
+        titles = [gr.update(value=title_html(self.engine.sessions.model(name))) for name in names]
         second = gr.update(visible=len(names) > 1)
         try:
             pages, stage = self._pages(token, names), gr.update(outlines=self._outlines(token, names))
@@ -167,10 +168,9 @@ class Handlers:
         }
         stage = gr.update(value=value, picture=data_url(session.image), width=width, height=height, outlines={})
         offers = gr.update(choices=list(questions), value=None, visible=bool(questions))
-        size = f'<span class="rt-size">{width} x {height} pixels</span>'
         remark = notice_html(note, "note")
         closed = gr.update(open=False)
-        return [None, session.token, stage, EMPTY, EMPTY, question, offers, closed, "", "", size, remark]
+        return [None, session.token, stage, EMPTY, EMPTY, question, offers, closed, "", "", remark]
 
     def _names(self, model: str, other: str | None) -> list[str]:
         """The models of the page's two menus; the second may name none, or the same again."""
@@ -195,7 +195,7 @@ class Handlers:
             return [gr.skip(), notice_html(problem(error))]
 
 
-OPENED_PARTS = 12  # what `_opened` updates
+OPENED_PARTS = 11  # what `_opened` updates
 
 
 def mark_row(mark: Mark) -> dict[str, Any]:
@@ -212,6 +212,9 @@ def figure_html(image: Image.Image, caption: str) -> str:
     )
 
 
-def title_html(name: str) -> str:
-    """The heading of a conversation."""
-    return f'<h3 class="rt-title">{escape(name)}</h3>'
+def title_html(model: DemoModel) -> str:
+    """The heading of a model's conversation: its name and what it is made of."""
+    made = model.summary()
+    size = f"{made['parameters'] / 1e6:.1f} M parameters"
+    parts = f"{made['tower']} at {made['image_size']} px, {made['language_model']}, {size}"
+    return f'<h3 class="rt-title">{escape(model.name)} <span>{escape(parts)}</span></h3>'

@@ -25,7 +25,7 @@ class DemoModel:
         return self.model.config
 
     def summary(self) -> dict[str, Any]:
-        """What it is made of, for the page and for `GET models`."""
+        """What it is made of, for the page and the HTTP API."""
         spec = describe_tower(self.config.vision)
         return {
             "name": self.name,

@@ -96,9 +96,9 @@ def launch(
             pwa=False,
             _frontend=False,  # nothing but a self-test, which gives a slow machine three seconds to answer
             css=CSS,
-            # No font that a browser would have to fetch from elsewhere.
+            # No font that a browser would have to fetch from elsewhere, and no colour that boxes have.
             theme=gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
-                font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+                primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
         )
     except OSError as error:

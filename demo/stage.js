@@ -8,10 +8,12 @@ const outlineGroup = stage.querySelector(".rt-outlines");
 const list = stage.querySelector(".rt-marks");
 const SVG = "http://www.w3.org/2000/svg";
 const LEAST = 5; // screen pixels below which a drag is a click
+const TALL = 20; // of badges and labels, in screen pixels
 
 let marks = [], selected = null, next = 1, width = 1, height = 1, tool = "box", gesture = null, pinned = [];
+let badges = []; // [x, y, width] of the marks' badges; labels of answers' boxes keep clear of them
 
-const clamp = (value, high) => Math.min(Math.max(value, 0), high);
+const clamp = (value, high) => Math.max(0, Math.min(value, high));
 const unit = () => width / (svg.getBoundingClientRect().width || width); // picture pixels a screen pixel
 const find = (number) => marks.find((mark) => mark.number === number);
 
@@ -43,6 +45,29 @@ function commit() {
   trigger("input");
 }
 
+const badgeWidth = (text) => (10 + 7.5 * text.length) * unit();
+
+function drawBadge(group, text, x, y) {
+  const size = unit();
+  const back = make("rect", { class: "rt-badge", x, y, width: badgeWidth(text), height: TALL * size, rx: 3 * size }, group);
+  make("text", { class: "rt-badge-text", x: x + 5 * size, y: y + 14.5 * size, "font-size": 13 * size }, group).textContent = text;
+  return back;
+}
+
+// Where the label of an answer's box goes: beside or inside of it, where nothing in `taken` stands yet.
+function labelPlace([x1, y1, x2, y2], wide, taken) {
+  const tall = TALL * unit(), left = clamp(x1, width - wide), right = clamp(x2 - wide, width - wide);
+  const places = [
+    [left, y2], [right, y2], [left, y1 - tall], [right, y1 - tall], [left, y2 - tall], [left, y1],
+    [x2, y1], [x1 - wide, y1], [x2, y2 - tall], [x1 - wide, y2 - tall],
+  ];
+  const inside = places.filter(([x, y]) => x >= 0 && x + wide <= width && y >= 0 && y + tall <= height);
+  const slack = 4 * unit(); // boxes of one thing differ by a pixel or two
+  const apart = (x, y, [a, b, w]) => x + wide <= a || a + w <= x || y + tall <= b + slack || b + tall <= y + slack;
+  const free = ([x, y]) => taken.every((other) => apart(x, y, other));
+  return inside.find(free) || inside[0] || [left, clamp(y1, height - tall)];
+}
+
 function drawMark(mark) {
   const chosen = mark.number === selected;
   const group = make("g", { class: "rt-mark", "data-number": mark.number }, drawnGroup);
@@ -59,10 +84,11 @@ function drawMark(mark) {
     left += 8 * size;
   }
   const text = mark.label ? `${mark.number} ${mark.label}` : `${mark.number}`;
-  const wide = (10 + 7.5 * text.length) * size, tall = 20 * size;
-  const x = clamp(left, width - wide), y = top >= tall && mark.box_xyxy ? top - tall : clamp(top, height - tall);
-  make("rect", { class: "rt-badge", "data-grab": mark.number, x, y, width: wide, height: tall, rx: 3 * size }, group);
-  make("text", { class: "rt-badge-text", x: x + 5 * size, y: y + 14.5 * size, "font-size": 13 * size }, group).textContent = text;
+  const wide = badgeWidth(text), tall = TALL * size;
+  const x = clamp(left, width - wide), above = mark.box_xyxy ? top - tall : top - tall / 2;
+  const y = clamp(above < 0 && mark.box_xyxy ? top : above, height - tall);
+  drawBadge(group, text, x, y).dataset.grab = mark.number;
+  badges.push([x, y, wide]);
   if (chosen && mark.box_xyxy) {
     const [x1, y1, x2, y2] = mark.box_xyxy;
     [[x1, y1, "nwse"], [x2, y1, "nesw"], [x2, y2, "nwse"], [x1, y2, "nesw"]].forEach(([cx, cy, turn], corner) =>
@@ -97,14 +123,15 @@ function drawRow(mark) {
   });
   row.appendChild(label);
   const what = mark.box_xyxy ? `What is in ${chip}?` : `What is at ${chip}?`;
-  button("What is it?", what, () => { write(what, true); commit(); }, "rt-what");
-  button("Read it", `Read ${chip}.`, () => { write(`Read ${chip}.`, true); commit(); }, "rt-read");
+  button("What?", what, () => { write(what, true); commit(); }, "rt-what");
+  button("Read", `Read ${chip}.`, () => { write(`Read ${chip}.`, true); commit(); }, "rt-read");
   button("✕", `Delete ${chip}`, () => remove(mark.number), "rt-delete");
   list.appendChild(row);
 }
 
 function draw() {
   drawnGroup.replaceChildren();
+  badges = [];
   marks.forEach(drawMark);
   if (gesture?.kind === "new" && gesture.box) drawMark({ number: next, box_xyxy: gesture.box, label: "" });
   if (!list.contains(document.activeElement) || document.activeElement.tagName !== "INPUT" || list.children.length !== marks.length) {
@@ -115,16 +142,21 @@ function draw() {
 
 function drawOutlines() {
   outlineGroup.replaceChildren();
-  const size = unit();
-  for (const [slot, rows] of Object.entries(props.outlines || {})) {
-    for (const row of rows) {
-      const [x1, y1, x2, y2] = row.box_xyxy;
-      const group = make("g", { class: "rt-outline", "data-box": row.id, "data-slot": slot, "data-kind": row.kind }, outlineGroup);
-      if (row.last) group.dataset.last = "";
-      make("rect", { x: x1, y: y1, width: x2 - x1, height: y2 - y1 }, group);
-      const below = y2 + 16 * size <= height;
-      make("text", { x: x1 + 2 * size, y: below ? y2 + 14 * size : y2 - 4 * size, "font-size": 13 * size, "stroke-width": 3 * size }, group).textContent = row.text;
-    }
+  const rows = Object.entries(props.outlines || {}).flatMap(([slot, own]) => own.map((row) => ({ ...row, slot })));
+  const part = (name, row) => {
+    const group = make("g", { class: name, "data-box": row.id, "data-slot": row.slot, "data-kind": row.kind }, outlineGroup);
+    if (row.last) group.dataset.last = "";
+    return group;
+  };
+  for (const row of rows) {
+    const [x1, y1, x2, y2] = row.box_xyxy;
+    make("rect", { x: x1, y: y1, width: x2 - x1, height: y2 - y1 }, part("rt-outline", row));
+  }
+  const taken = [...badges];
+  for (const row of rows) { // after all boxes, so that no line runs through them
+    const wide = badgeWidth(row.text), [x, y] = labelPlace(row.box_xyxy, wide, taken);
+    drawBadge(part("rt-label", row), row.text, x, y);
+    if (row.last) taken.push([x, y, wide]); // the others show when they are pointed at, one at a time
   }
   light(pinned);
 }
@@ -139,6 +171,7 @@ function load() {
   image.setAttribute("height", height);
   image.setAttribute("href", props.picture || "");
   stage.toggleAttribute("data-empty", !props.picture);
+  stage.querySelector(".rt-size").textContent = `${width} × ${height}`;
   gesture = null;
   pinned = [];
   read();
@@ -254,7 +287,7 @@ stage.querySelector("[data-do=clear]").addEventListener("click", () => {
 
 // Words of answers and chips of questions carry the ids of their boxes; pointing at one lights up the other.
 function light(ids) {
-  outlineGroup.querySelectorAll(".rt-outline").forEach((group) =>
+  outlineGroup.querySelectorAll("[data-box]").forEach((group) =>
     group.classList.toggle("on", ids.includes(group.dataset.box)));
   document.querySelectorAll("[data-boxes]").forEach((node) =>
     node.classList.toggle("on", node.dataset.boxes.split(" ").some((id) => ids.includes(id))));
@@ -270,6 +303,18 @@ document.addEventListener("click", (event) => {
   const ids = words.dataset.boxes.split(" ");
   pinned = ids.join() === pinned.join() ? [] : ids;
   light(pinned);
+});
+
+// A picture pasted anywhere on the page goes the way of an uploaded one.
+document.addEventListener("paste", (event) => {
+  const file = [...(event.clipboardData?.files || [])].find(({ type }) => type.startsWith("image/"));
+  const input = document.querySelector("#rt-upload input[type=file]");
+  if (!file || !input) return;
+  event.preventDefault();
+  const files = new DataTransfer();
+  files.items.add(file);
+  input.files = files.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
 });
 
 new ResizeObserver(() => { draw(); drawOutlines(); }).observe(svg);

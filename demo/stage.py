@@ -37,21 +37,11 @@ def picture_stage(elem_id: str) -> gr.HTML:
 
 
 def picture_input(elem_id: str, height: int) -> gr.Image:
-    """Upload, webcam and clipboard. Hands on (path inside the upload folder, the user's name for the file) of the file
-    as it came, unopened: Gradio would decode it."""
-    part = gr.Image(
-        type="filepath",
+    """Upload, webcam and clipboard. Its events take `preprocess=False`: Gradio would decode the file."""
+    return gr.Image(
         sources=["upload", "webcam", "clipboard"],
         show_label=False,
         height=height,
         buttons=[],
         elem_id=elem_id,
     )
-
-    def as_it_came(payload: Any) -> tuple[str, str] | None:
-        if payload is None or payload.path is None:
-            return None
-        return payload.path, payload.orig_name or Path(payload.path).name
-
-    part.preprocess = as_it_came  # pyright: ignore[reportAttributeAccessIssue]
-    return part

@@ -13,7 +13,7 @@ from .judge import Judge
 from .task_folder import require_lmms_eval
 
 if TYPE_CHECKING:
-    from .opened import Model
+    from .opened import Model, Opening
 
 SUITES = ("grounding", "ocr", "general")
 
@@ -42,9 +42,11 @@ class EvalChoices:
     batch_size: int = 16
 
     @property
-    def opening(self) -> dict[str, Any]:
+    def opening(self) -> Opening:
         """How models are opened."""
-        return {"device": self.device, "dtype": self.dtype, "quant": self.quant, "batch_size": self.batch_size}
+        from .opened import Opening
+
+        return Opening(self.device, self.dtype, self.quant, self.batch_size)
 
 
 def run_eval(models: Sequence[str], choices: EvalChoices) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def run_eval(models: Sequence[str], choices: EvalChoices) -> dict[str, Any]:
     if choices.compare:
         from .compare import COMPARISON_NAME, compare
 
-        found = compare(opened, choices.out, _grounding_data(choices), judge=_judge(choices), **choices.opening)
+        found = compare(opened, choices.out, _grounding_data(choices), judge=_judge(choices), how=choices.opening)
         short = {name: found.results[name] for name in ("base", "cost", "differences")}
         tasks = {label: result.tasks for label, result in found.models.items()}
         return {"tasks": tasks, **short, "out": str(choices.out), "file": COMPARISON_NAME}
@@ -67,31 +69,23 @@ def run_eval(models: Sequence[str], choices: EvalChoices) -> dict[str, Any]:
         from .grounding_suite import run_grounding_suite
 
         suite = run_grounding_suite(
-            opened[0], choices.out, _grounding_data(choices), judge=_judge(choices), **choices.opening
+            opened[0], choices.out, _grounding_data(choices), judge=_judge(choices), how=choices.opening
         )
         return {"tasks": suite.tasks, "skipped": suite.results["skipped"], "out": str(suite.out)}
     if choices.suite is not None:
-        from .opened import load_checkpoint
-        from .report import write_builtin_report
         from .suite_run import evaluate_suite
 
-        # A quantised model is opened here: those tasks take one that is open.
-        quantised = choices.quant != "none" and choices.through is None
-        asked = load_checkpoint(models[0], choices.device, choices.dtype, choices.quant) if quantised else opened[0]
         built_in = evaluate_suite(
-            asked,
+            opened[0],
             choices.suite,
             choices.out,
             data_root=choices.data_root,
             tasks=choices.tasks,
             limit=choices.limit,
-            device=choices.device,
-            dtype=choices.dtype,
-            batch_size=choices.batch_size,
+            how=choices.opening,
         )
         if built_in is None:  # not the first process of torchrun
             return {"out": str(choices.out)}
-        write_builtin_report(built_in)
         return {"tasks": built_in.tasks, "out": str(built_in.out)}
     from .run import evaluate
 
@@ -103,7 +97,10 @@ def run_eval(models: Sequence[str], choices: EvalChoices) -> dict[str, Any]:
         format=choices.format,
         image_root=choices.image_root,
         limit=choices.limit,
-        **choices.opening,
+        device=choices.device,
+        dtype=choices.dtype,
+        quant=choices.quant,
+        batch_size=choices.batch_size,
     )
     return {"tasks": result.tasks, "out": str(result.out)}
 

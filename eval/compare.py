@@ -6,7 +6,6 @@ Made for one language model with several towers. The first model is what the oth
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -16,24 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from ..train_stages.atomic_write import write_atomically
 from ..vision_towers.errors import UserError
 from .cost import measure_cost
 from .grounding_suite import (
-    REPORT_NAME,
     GroundingData,
     GroundingResult,
     Source,
     ask_suite,
     find_sources,
-    suite_arguments,
 )
 from .intervals import cluster_indices, draw_clusters
 from .judge import Judge
-from .lmms_run import keep_random_state
-from .opened import open_model
-from .report import shown_interval, shown_value, suite_facts, template
+from .opened import Opening, open_model
+from .report import REPORT_NAME, metrics_of, shown_interval, shown_value, suite_facts, template
 from .response_log import log_files
-from .run import RESPONSES_NAME, RESULTS_NAME, check_processes, write_whole
+from .run import RESPONSES_NAME, RESULTS_NAME, check_processes, write_json
 from .task_kinds import ALL_TASKS, LOWER_IS_BETTER, METRICS
 
 if TYPE_CHECKING:
@@ -99,12 +96,8 @@ def compare(
     out: str | Path,
     wanted: GroundingData,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
-    quant: str = "none",
-    batch_size: int = 16,
+    how: Opening | None = None,
     judge: Judge | None = None,
-    progress: bool = True,
 ) -> Comparison:
     """Run the suite `grounding` with each model, one after the other, on the very same rows; write `comparison.json`,
     `report.html`, and each model's own folder (`grounding_suite.run_grounding_suite`) into OUT.
@@ -112,12 +105,16 @@ def compare(
     A comparison that was cut off (no `comparison.json`) is continued: only what is missing is asked. A finished one is
     done again from the start.
 
+    Args:
+        models, out, wanted, how, judge: as `grounding_suite.run_grounding_suite` takes them.
+
     Raises:
         UserError: fewer than two models, or what `find_sources` and `open_model` refuse.
     """
     if len(models) < 2:
         raise UserError("a comparison takes two models or more.")
     check_processes()
+    how = how or Opening()
     sources, skipped = find_sources(wanted)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,39 +127,21 @@ def compare(
                 file.unlink()
     found: dict[str, GroundingResult] = {}
     costs: dict[str, dict] = {}
-    console = Console(stderr=True, quiet=not progress)
+    console = Console(stderr=True, quiet=not how.progress)
     for label, model in zip(labels, models, strict=True):
         console.print(f"model {label} ({len(found) + 1} of {len(models)})", style="bold", markup=False)
         part = folder / label
         part.mkdir(parents=True, exist_ok=True)
         (part / RESULTS_NAME).unlink(missing_ok=True)
         started = time.monotonic()
-        with keep_random_state():
-            opened = open_model(
-                model,
-                part / RESPONSES_NAME,
-                device=device,
-                dtype=dtype,
-                quant=quant,
-                batch_size=batch_size,
-                progress=progress,
-            )
-        found[label] = ask_suite(
-            opened,
-            part,
-            sources,
-            skipped,
-            arguments=suite_arguments(wanted, dtype, quant),
-            judge=judge,
-            progress=progress,
-            started=started,
-        )
+        opened = open_model(model, part / RESPONSES_NAME, how)
+        found[label] = ask_suite(opened, part, sources, skipped, wanted, how, judge, started)
         costs[label] = measure_cost(opened, _all_rows(sources))
         del opened
         gc.collect()
     results = _results(found, costs)
-    write_whole(folder / REPORT_NAME, _page(results, found))
-    write_whole(finished, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+    write_atomically(folder / REPORT_NAME, comparison_page(results, found))
+    write_json(finished, results)
     return Comparison(results, found)
 
 
@@ -185,10 +164,7 @@ def _results(found: dict[str, GroundingResult], costs: dict[str, dict]) -> dict[
 
 def _labels(models: Sequence[Model]) -> list[str]:
     names = [Path(str(model)).name if isinstance(model, str | Path) else _plain(model) for model in models]
-    counted = [
-        f"{name}-{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)
-    ]
-    return counted
+    return [f"{name}-{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def _plain(model: Any) -> str:
@@ -212,19 +188,21 @@ _COSTS = {
 }
 
 
-def _page(results: dict[str, Any], found: dict[str, GroundingResult]) -> str:
+def comparison_page(results: dict[str, Any], found: dict[str, GroundingResult]) -> str:
+    """The HTML page of a `Comparison`'s results and models."""
     labels = list(found)
     base = results["base"]
     rows = []
     for task, figures in found[base].tasks.items():
-        for metric in METRICS[ALL_TASKS[task.split("/", 1)[1]]]:
+        every = [metrics_of(task.split("/", 1)[1], found[label].tasks[task]) for label in labels]
+        for metric in max(every, key=len):  # of one whose boxes carry scores there are more
             cells = []
             for label in labels:
                 own = found[label].tasks[task]
                 change = None if label == base else results["differences"][label][task].get(metric)
                 cells.append(
                     {
-                        "value": shown_value(own, own[metric]),
+                        "value": shown_value(own, own.get(metric)),
                         "interval": shown_interval(own, metric),
                         "change": None if change is None else "{:+.3f}".format(change["difference"]),
                         "range": "" if change is None else "{:+.3f} to {:+.3f}".format(*change["ci95"]),

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..mllm.boxes import Boxes
 from .box_sets import FOUND_IOU
-from .intervals import cluster_indices, draw_clusters
+from .intervals import cluster_indices, draw_clusters, wilson_interval
 
 BINS = 10
 _RESAMPLES = 500  # of the average precision, which costs more than a mean
@@ -85,9 +85,12 @@ def average_precision(found: ScoredBoxes, row_weights: np.ndarray | None = None)
 
 
 def average_precision_interval(found: ScoredBoxes, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval over whole images drawn with replacement."""
+    """95 % percentile interval over whole images drawn with replacement; where that sees no spread, Wilson's with the
+    number of images."""
     count, member = cluster_indices(found.clusters)
     draws = [average_precision(found, row[member]) for part in draw_clusters(count, _RESAMPLES, seed) for row in part]
+    if np.ptp(draws) == 0.0:
+        return wilson_interval(draws[0] * count, count)
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 

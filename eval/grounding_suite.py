@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,10 @@ from rich.console import Console
 from ..train_stages.record_io import read_records
 from ..vision_towers.errors import UserError
 from .judge import Judge
-from .lmms_run import keep_random_state
 from .official import OFFICIAL_SETS, Absent, data_root, official_rows
 from .official.own import own_records
-from .opened import OpenedModel, open_model
-from .report import write_suite_report
-from .response_log import log_files
+from .opened import OpenedModel, Opening, open_model
+from .report import REPORT_NAME, write_suite_report
 from .run import (
     RESPONSES_NAME,
     RESULTS_NAME,
@@ -27,9 +24,10 @@ from .run import (
     answer_rows,
     check_processes,
     described,
-    forget_results,
-    stamped_versions,
-    write_whole,
+    result_files,
+    stamp,
+    start_over_if_finished,
+    write_json,
 )
 from .task_folder import evaluation_scenes
 from .task_kinds import ALL_TASKS, OFFICIAL_TASKS, RECORD_TASKS, task_names
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from .opened import Model
 
 SCENES = "scenes"  # as a data file: generated ones
-REPORT_NAME = "report.html"
 
 
 @dataclass(frozen=True)
@@ -134,12 +131,8 @@ def run_grounding_suite(
     out: str | Path,
     wanted: GroundingData,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
-    quant: str = "none",
-    batch_size: int = 16,
+    how: Opening | None = None,
     judge: Judge | None = None,
-    progress: bool = True,
 ) -> GroundingResult:
     """Ask one model everything, and write `OUT/results.json`, `OUT/report.html` and, for each source, `OUT/SOURCE/` as
     `run.evaluate` does.
@@ -149,38 +142,22 @@ def run_grounding_suite(
 
     Args:
         model: as `run.evaluate` takes it.
+        how: the model is opened and asked; as `Opening` says by itself when absent.
         judge: of Ferret-Bench's answers; without one they are given, and have no score.
-        device, dtype, quant, batch_size, progress: as `run.evaluate` takes them.
 
     Raises:
         UserError: as `find_sources` and `run.evaluate`.
     """
     check_processes()
-    started = time.monotonic()
+    how = how or Opening()
     sources, skipped = find_sources(wanted)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    _start_over_if_finished(folder, sources)
-    with keep_random_state():
-        opened = open_model(
-            model,
-            folder / RESPONSES_NAME,
-            device=device,
-            dtype=dtype,
-            quant=quant,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    return ask_suite(
-        opened,
-        folder,
-        sources,
-        skipped,
-        arguments=suite_arguments(wanted, dtype, quant),
-        judge=judge,
-        progress=progress,
-        started=started,
-    )
+    parts = [file for source in sources for file in result_files(folder / source.name)]
+    start_over_if_finished(folder, [folder / REPORT_NAME, *parts])
+    started = time.monotonic()
+    opened = open_model(model, folder / RESPONSES_NAME, how)
+    return ask_suite(opened, folder, sources, skipped, wanted, how, judge, started)
 
 
 def ask_suite(
@@ -188,21 +165,22 @@ def ask_suite(
     folder: Path,
     sources: Sequence[Source],
     skipped: Mapping[str, str],
-    *,
-    arguments: Mapping[str, Any],
+    wanted: GroundingData,
+    how: Opening,
     judge: Judge | None,
-    progress: bool,
     started: float,
 ) -> GroundingResult:
-    """The same of an opened model and found sources. started: `time.monotonic()` of the run's beginning."""
-    console = Console(stderr=True, quiet=not progress)
+    """The same of an opened model and found sources. started: `time.monotonic()` when it began to open."""
+    console = Console(stderr=True, quiet=not how.progress)
+    arguments = _arguments(wanted, how)
     found: dict[str, EvalResult] = {}
     for position, source in enumerate(sources, start=1):
         count = sum(map(len, source.rows.values()))
         console.print(f"{source.name} ({position} of {len(sources)}): {count} questions", markup=False, highlight=False)
         part = folder / source.name
         part.mkdir(parents=True, exist_ok=True)
-        forget_results(part)
+        for file in result_files(part):
+            file.unlink(missing_ok=True)
         found[source.name] = answer_rows(
             opened,
             source.rows,
@@ -224,23 +202,22 @@ def ask_suite(
         "skipped": dict(skipped),
         "judge": None if judge is None else judge.model,
         "arguments": {**arguments, **opened.arguments},
-        "versions": stamped_versions(),
+        **stamp(opened),
         "seconds": round(time.monotonic() - started, 2),
     }
     write_suite_report(results, found, folder / REPORT_NAME, title=f"regiontower evaluation: {opened.name}")
-    write_whole(folder / RESULTS_NAME, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+    write_json(folder / RESULTS_NAME, results)
     return GroundingResult(results, found, folder)
 
 
-def suite_arguments(wanted: GroundingData, dtype: str, quant: str) -> dict[str, Any]:
-    """How results say the questions were chosen."""
+def _arguments(wanted: GroundingData, how: Opening) -> dict[str, Any]:
     return {
         "data": [str(item) for item in wanted.data],
         "data_root": None if (root := data_root(wanted.data_root)) is None else str(root),
         "image_root": None if wanted.image_root is None else str(wanted.image_root),
         "limit": wanted.limit,
-        "dtype": dtype,
-        "quant": quant,
+        "dtype": how.dtype,
+        "quant": how.quant,
     }
 
 
@@ -272,14 +249,3 @@ def _named_apart(sources: Sequence[Source]) -> list[Source]:
         counts[name] = counts.get(name, 0) + 1
         named.append(Source(name if counts[name] == 1 else f"{name}-{counts[name]}", source.rows, source.data))
     return named
-
-
-def _start_over_if_finished(folder: Path, sources: Sequence[Source]) -> None:
-    if not (folder / RESULTS_NAME).is_file():
-        return
-    (folder / RESULTS_NAME).unlink()
-    (folder / REPORT_NAME).unlink(missing_ok=True)
-    for file in log_files(folder / RESPONSES_NAME):
-        file.unlink()
-    for source in sources:
-        forget_results(folder / source.name)

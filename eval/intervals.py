@@ -21,7 +21,10 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     spread = _Z * _Z / trials
     centre = (share + spread / 2) / (1 + spread)
     half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At its ends the interval is exact; the arithmetic alone would leave 1e-17 there.
+    low = centre - half if successes > 0 else 0.0
+    high = centre + half if successes < trials else 1.0
+    return max(0.0, low), min(1.0, high)
 
 
 def mean_interval(

@@ -3,15 +3,15 @@
 import argparse
 import contextlib
 import os
-import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from .opened import OpenedModel
+from .random_state import keep_random_state
 from .task_folder import bind_tasks
 from .task_rows import TaskRow
 
@@ -21,46 +21,43 @@ def ask(opened: OpenedModel, rows: Mapping[str, Sequence[TaskRow]]) -> dict[str,
 
     The random state of the process, its environment, and the model's train or eval mode are as before afterwards.
     """
-    with keep_random_state(), _quiet_and_offline(opened) as scratch, _eval_mode(opened.module):
-        return _simple_evaluate(opened, rows, scratch)
-
-
-def _simple_evaluate(
-    opened: OpenedModel, rows: Mapping[str, Sequence[TaskRow]], scratch: Path
-) -> dict[str, list[dict]]:
-    from lmms_eval import evaluator
-    from lmms_eval.tasks import TaskManager
-
-    bound = bind_tasks(rows, scratch / "tasks", convention=opened.convention)
-    manager = TaskManager("ERROR", include_path=[str(bound)], include_defaults=False, model_name="regiontower")
-    results = evaluator.simple_evaluate(
-        model=opened.chat,
-        tasks=[name for name, found in rows.items() if found],
-        task_manager=manager,
-        bootstrap_iters=0,
-        log_samples=True,
-        verbosity="ERROR",
-        process_docs_parallel=1,
-        # Without it, some of lmms-eval's tasks write into the working directory and scoring decodes every image again.
-        cli_args=argparse.Namespace(
-            output_path=str(scratch), process_with_media=False, reasoning_tags="none", agentic_trace_mode="basic"
-        ),
-    )
+    with _quiet_and_offline(opened) as scratch:
+        bound = bind_tasks(rows, scratch / "tasks", convention=opened.convention)
+        names = [name for name, found in rows.items() if found]
+        results = run_tasks(opened.chat, opened.module, names, scratch, include_path=[str(bound)])
     if results is None:
         raise RuntimeError("lmms-eval returned no results")
     return results["samples"]
 
 
-@contextlib.contextmanager
-def keep_random_state() -> Iterator[None]:
-    """lmms-eval seeds every generator of the process; a training run around it must not notice."""
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():  # the CPU's and every CUDA device's
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
+def run_tasks(
+    model: Any, module: torch.nn.Module | None, tasks: Sequence[Any], scratch: Path, **tasks_from: Any
+) -> dict[str, Any] | None:
+    """lmms-eval's results and samples; None in all processes but the first.
+
+    Args:
+        model: an `lmms` instance. module: its weights, where it shows them.
+        tasks: names, or task objects of lmms-eval.
+        scratch: folder for what tasks write on the side.
+        tasks_from: of lmms-eval's `TaskManager`, where to look for the names.
+    """
+    from lmms_eval import evaluator
+    from lmms_eval.tasks import TaskManager
+
+    with keep_random_state(), _eval_mode(module):
+        return evaluator.simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=TaskManager("ERROR", include_defaults=False, model_name="regiontower", **tasks_from),
+            bootstrap_iters=0,
+            log_samples=True,
+            verbosity="ERROR",
+            process_docs_parallel=1,
+            # Without it some tasks write into the working directory, and scoring decodes every image again.
+            cli_args=argparse.Namespace(
+                output_path=str(scratch), process_with_media=False, reasoning_tags="none", agentic_trace_mode="basic"
+            ),
+        )
 
 
 @contextlib.contextmanager

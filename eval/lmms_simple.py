@@ -54,7 +54,8 @@ class RegionTowerSimple(RegionTowerChat):
 
     def _read_choice(self, request: Instance) -> Asked:
         context, target, doc_to_visual, doc_id, task, split = tuple[Any, ...](request.args)
-        answer = str(target if isinstance(target, str) else target(self.task_dict[task][split][doc_id]))
+        # lmms-eval puts a space before it, to go behind a plain text; here the chat template says what stands between.
+        answer = str(target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])).strip()
         turn = self._turn(context, doc_to_visual, doc_id, task, split)
         picture = self._pictures.put(turn()[0])
         key = answer_key("loglikelihood", task, doc_id, context, answer, picture, self._checkpoint)

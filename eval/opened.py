@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..mllm import load_mllm
 from ..mllm.plain_llava import load_llava
 from .conventions import Convention
+from .random_state import keep_random_state
 from .scoring import ANSWER_FORMAT
 
 if TYPE_CHECKING:
@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from .lmms_model import RegionTowerChat
 
     Model = str | Path | tuple[Any, Any] | RegionTowerChat | ForeignModel
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a model is opened and asked.
+
+    Attributes:
+        device, dtype, quant: of a model that is loaded here, as `mllm.plain_llava.load_llava` takes them.
+        batch_size: questions a batch (not of a `RegionTowerChat`, which has its own).
+        progress: show a bar with the time left on stderr.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    quant: str = "none"
+    batch_size: int = 16
+    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,51 +78,38 @@ class OpenedModel:
         return None if self.convention is not None else self.chat.box_scores.get((task, doc_id))
 
 
-def open_model(
-    model: Model,
-    log: Path,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    quant: str = "none",
-    batch_size: int = 16,
-    progress: bool = True,
-) -> OpenedModel:
-    """Open a model, or take one that is open.
+def open_model(model: Model, log: Path, how: Opening) -> OpenedModel:
+    """Open a model, or take one that is open. The random state of the process is as before afterwards.
 
     Args:
         model: folder or hub id of a checkpoint, `(model, processor)` in memory, a ready `RegionTowerChat`, or a
             `foreign.ForeignModel`.
         log: response log, of a model that has none yet.
-        device, dtype, quant, batch_size: of a model that is opened here; `quant` as `mllm.load_mllm` takes it.
-        progress: show a bar on stderr.
 
     Raises:
         UserError: what `mllm.plain_llava.load_llava` or `foreign.open_foreign` refuses.
     """
+    with keep_random_state():
+        return _open(model, log, how)
+
+
+def _open(model: Model, log: Path, how: Opening) -> OpenedModel:
     from .foreign import ForeignModel, open_foreign
     from .lmms_model import RegionTowerChat
     from .response_log import ResponseLog
 
     if isinstance(model, ForeignModel):
-        asked = open_foreign(model, log, device=device, batch_size=batch_size, progress=progress)
+        asked = open_foreign(model, log, device=how.device, batch_size=how.batch_size, progress=how.progress)
         return OpenedModel(asked, str(model), model.convention, asked.module)
     if isinstance(model, RegionTowerChat):
         if model.log is None:
             model.log = ResponseLog(log)
         return OpenedModel(model, type(model.model).__name__, None, model.model)
     if isinstance(model, str | Path):
-        module, processor = load_checkpoint(model, device, dtype, quant)
+        module, processor = load_llava(model, device=how.device, dtype=how.dtype, quant=how.quant)
         name = str(model)
     else:
         module, processor = model
         name = type(module).__name__
-    chat = RegionTowerChat.from_module(module, processor, batch_size=batch_size, resume=log, progress=progress)
+    chat = RegionTowerChat.from_module(module, processor, batch_size=how.batch_size, resume=log, progress=how.progress)
     return OpenedModel(chat, name, None, module)
-
-
-def load_checkpoint(name: str | Path, device: str, dtype: str, quant: str) -> tuple[Any, Any]:
-    """(model, processor) of a checkpoint of ours, or, without `quant`, of a plain LLaVA."""
-    if quant == "none":
-        return load_llava(str(name), device=device, dtype=dtype)
-    return load_mllm(str(name), device=device, dtype=dtype, quant=quant)

@@ -13,12 +13,12 @@ from ..train_stages.images import open_image
 from .confidence import plot_calibration
 from .gallery import MODEL_COLOR, TRUE_COLOR, data_url, gallery, task_title
 from .run import EvalResult
-from .task_kinds import ALL_TASKS, LOWER_IS_BETTER, METRICS
+from .task_kinds import ALL_TASKS, HEADLINES, LOWER_IS_BETTER, MEANINGS, METRICS, SCORED_METRICS
 
 __all__ = ["MODEL_COLOR", "TRUE_COLOR", "write_report", "write_suite_report"]
 
 _BREAKDOWNS = {"by_box_size": "by the area of the box", "by_distractors": "by other things of the same category"}
-_FURTHER = ("ap50", "ece")  # where boxes carry scores
+REPORT_NAME = "report.html"  # of a suite
 
 
 def write_report(
@@ -45,7 +45,7 @@ def write_report(
         ImageError: a picture that cannot be opened.
     """
     parts = [_part("", result, who, beside or {}, gallery)]
-    return _write(Path(out) / "index.html", title, parts, facts(result.results), curves or {})
+    return _write(Path(out) / "index.html", title, parts, facts(result.results), curves=curves)
 
 
 def write_suite_report(
@@ -58,26 +58,17 @@ def write_suite_report(
 ) -> Path:
     """Write the page of a suite to `path`: a part for each source. results: of the suite, for the facts at the end."""
     parts = [_part(name, result, "model", {}, gallery) for name, result in sources.items()]
-    return _write(path, title, parts, suite_facts(results), {})
+    return _write(path, title, parts, suite_facts(results), overview=_overview(sources))
 
 
 def write_builtin_report(result: EvalResult) -> Path:
-    """Write `report.html` beside the results of a suite of built-in tasks (`suite_run.evaluate_suite`)."""
+    """Write `REPORT_NAME` beside the results of a suite of built-in tasks (`suite_run.evaluate_suite`)."""
     results = result.results
-    rows = [
-        {
-            "task": f"{name} (n = {figures['n']})",
-            "who": "model",
-            "metric": metric.replace("_", " "),
-            "better": "",
-            "value": shown_value(figures, value),
-            "interval": shown_interval(figures, metric),
-        }
-        for name, figures in result.tasks.items()
-        for metric, value in figures.items()
-        if metric not in ("n", "ci95")
+    figures = [
+        {"task": name, "rows": [_figure("model", found, metric) for metric in found if metric not in ("n", "ci95")]}
+        for name, found in result.tasks.items()
     ]
-    part = {"source": "", "figures": rows, "breakdowns": [], "calibration": None, "galleries": []}
+    part = {"source": "", "figures": figures, "several": False, "breakdowns": [], "calibration": None, "galleries": []}
     how = [
         ("model", results["model"]),
         ("weights (SHA-256)", results["weights_sha256"] or "not to be seen from here"),
@@ -87,7 +78,7 @@ def write_builtin_report(result: EvalResult) -> Path:
         ),
         *_run_facts(results),
     ]
-    return _write(result.out / "report.html", f"regiontower evaluation: suite {results['suite']}", [part], how, {})
+    return _write(result.out / REPORT_NAME, f"regiontower evaluation: suite {results['suite']}", [part], how)
 
 
 def _write(
@@ -95,13 +86,18 @@ def _write(
     title: str,
     parts: Sequence[Mapping[str, Any]],
     how: Sequence[tuple[str, str]],
-    curves: Mapping[str, str | Path],
+    *,
+    curves: Mapping[str, str | Path] | None = None,
+    overview: Mapping[str, Any] | None = None,
 ) -> Path:
+    metrics = dict.fromkeys(row["metric"] for part in parts for task in part["figures"] for row in task["rows"])
     page = template("report.html.jinja").render(
         title=title,
         parts=parts,
+        overview=overview,
+        meanings=[(metric, MEANINGS[metric]) for metric in metrics if metric in MEANINGS],
         facts=how,
-        curves=[{"name": name, "source": data_url(open_image(file), "PNG")} for name, file in curves.items()],
+        curves=[{"name": name, "source": data_url(open_image(file), "PNG")} for name, file in (curves or {}).items()],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -122,6 +118,7 @@ def _part(
     return {
         "source": source,
         "figures": _figures(who, result.tasks, beside),
+        "several": bool(beside),
         "breakdowns": _breakdowns(results.get("breakdown", {})),
         "calibration": _calibration(results.get("calibration", {})),
         "galleries": [gallery(name, rows, count) for name, rows in result.samples.items() if rows],
@@ -130,27 +127,47 @@ def _part(
 
 def _figures(
     model: str, tasks: Mapping[str, Mapping], beside: Mapping[str, Mapping[str, Mapping]]
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
+    """The figures of each task, those of others beside the model's."""
+    return [
+        {
+            "task": task_title(name),
+            "rows": [
+                _figure(who.replace("_", " "), found, metric)
+                for who, found in [(model, figures), *beside.get(name, {}).items()]
+                for metric in metrics_of(name, found)
+            ],
+        }
+        for name, figures in tasks.items()
+    ]
+
+
+def _figure(who: str, figures: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    return {
+        "who": who,
+        "n": figures["n"],
+        "metric": metric,
+        "better": "lower" if metric in LOWER_IS_BETTER else "",
+        "value": shown_value(figures, figures[metric]),
+        "interval": shown_interval(figures, metric),
+    }
+
+
+def _overview(sources: Mapping[str, EvalResult]) -> dict[str, Any]:
+    """One figure for each task and source; an empty cell where the source has no such rows."""
+    every = dict.fromkeys(task for result in sources.values() for task in result.tasks)
     rows = []
-    for name, figures in tasks.items():
-        for who, found in [(model, figures), *beside.get(name, {}).items()]:
-            for metric in metrics_of(name, found):
-                rows.append(
-                    {
-                        "task": f"{task_title(name)} (n = {found['n']})",
-                        "who": who.replace("_", " "),
-                        "metric": metric,
-                        "better": "lower" if metric in LOWER_IS_BETTER else "",
-                        "value": shown_value(found, found[metric]),
-                        "interval": shown_interval(found, metric),
-                    }
-                )
-    return rows
+    for task in every:
+        metric = HEADLINES[ALL_TASKS[task]]
+        found = [result.tasks.get(task) for result in sources.values()]
+        cells = [None if figures is None else _figure("model", figures, metric) for figures in found]
+        rows.append({"task": task_title(task), "metric": metric, "cells": cells})
+    return {"columns": list(sources), "rows": rows}
 
 
 def metrics_of(task: str, figures: Mapping[str, Any]) -> list[str]:
     """The metrics that the figures of a task hold, in their order."""
-    return [*METRICS[ALL_TASKS[task]], *(metric for metric in _FURTHER if metric in figures)]
+    return [*METRICS[ALL_TASKS[task]], *(metric for metric in SCORED_METRICS if metric in figures)]
 
 
 def shown_value(figures: Mapping[str, Any], value: float | None) -> str:

@@ -4,20 +4,23 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from ..train_stages.atomic_write import write_atomically
 from ..train_stages.record_io import RecordSet, data_hash, read_records
 from ..vision_towers.errors import UserError
 from .breakdown import by_box_size, by_distractors
 from .confidence import confidence_figures
 from .conventions import bind
 from .judge import Judge, judge_samples
-from .lmms_run import ask, keep_random_state
-from .opened import OpenedModel, open_model
+from .lmms_run import ask
+from .opened import OpenedModel, Opening, open_model
 from .response_log import log_files
 from .samples import box_view, flat_samples, region_view
 from .scoring import summarise
@@ -91,17 +94,8 @@ def evaluate(
     rows = rows_or_error(task_rows(records, tasks=task_names(tasks), limit=limit), data)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    _start_over_if_finished(folder)
-    with keep_random_state():
-        opened = open_model(
-            model,
-            folder / RESPONSES_NAME,
-            device=device,
-            dtype=dtype,
-            quant=quant,
-            batch_size=batch_size,
-            progress=progress,
-        )
+    start_over_if_finished(folder, result_files(folder))
+    opened = open_model(model, folder / RESPONSES_NAME, Opening(device, dtype, quant, batch_size, progress))
     arguments = {
         "tasks": list(rows),
         "image_root": None if image_root is None else str(image_root),
@@ -156,15 +150,13 @@ def answer_rows(
         "calibration": {name: bins for name, (_, _, bins) in sure.items() if bins},
         "judge": None if judge is None else judge.model,
         "arguments": {**arguments, **opened.arguments},
-        "versions": stamped_versions(),
+        **stamp(opened),
         "seconds": round(time.monotonic() - started, 2),
     }
     for name, found in samples.items():
-        write_whole(
-            folder / f"samples_{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-        )
+        write_rows(samples_file(folder, name), found)
     # Last, and at once: its presence says that the run is complete.
-    write_whole(folder / RESULTS_NAME, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+    write_json(folder / RESULTS_NAME, results)
     return EvalResult(results, samples, folder)
 
 
@@ -201,24 +193,34 @@ def _breakdown(rows: Sequence[TaskRow], samples: Sequence[dict]) -> dict[str, li
     return {name: groups for name, groups in parts.items() if groups}
 
 
-def _start_over_if_finished(folder: Path) -> None:
-    """A finished run's answers are not reused (the code may have changed); an old result must not outlive a crash."""
-    if not (folder / RESULTS_NAME).is_file():
-        return
-    forget_results(folder)
-    for file in log_files(folder / RESPONSES_NAME):
-        file.unlink(missing_ok=True)
+def start_over_if_finished(folder: Path, written: Iterable[Path]) -> None:
+    """A finished run's answers are not reused (the code may have changed); an old result must not outlive a crash.
+
+    written: what such a run leaves beside its results and its response log.
+    """
+    results = folder / RESULTS_NAME
+    if results.is_file():
+        for file in (results, *written, *log_files(folder / RESPONSES_NAME)):
+            file.unlink(missing_ok=True)
 
 
-def forget_results(folder: Path) -> None:
-    """Remove what a run wrote at its end; its response log stays."""
-    for name in (RESULTS_NAME, *(f"samples_{task}.jsonl" for task in ALL_TASKS)):
-        (folder / name).unlink(missing_ok=True)
+def result_files(folder: Path) -> list[Path]:
+    """What `answer_rows` writes at its end, there or not; the response log is not among them."""
+    return [folder / RESULTS_NAME, *(samples_file(folder, task) for task in ALL_TASKS)]
 
 
-def stamped_versions() -> dict[str, str | None]:
-    """Package -> its installed version, None where it is not installed."""
-    return {name: _version(name) for name in _STAMPED}
+def samples_file(folder: Path, task: str) -> Path:
+    """Where the rows of a task stand."""
+    return folder / f"samples_{task}.jsonl"
+
+
+def stamp(opened: OpenedModel) -> dict[str, Any]:
+    """`{"versions": package -> its version or None, "machine": where it ran}`."""
+    from ..train_stages.engine.manifest import machine  # with the whole of training behind it
+
+    place = torch.device("cpu") if opened.module is None else next(opened.module.parameters()).device
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return {"versions": {name: _version(name) for name in _STAMPED}, "machine": machine(place, processes)}
 
 
 def _version(name: str) -> str | None:
@@ -227,8 +229,11 @@ def _version(name: str) -> str | None:
     return None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+def write_json(path: Path, value: Any) -> None:
+    """A file that is there whole or not at all."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The same with a line a row."""
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import math
 import tempfile
 import time
@@ -14,10 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .intervals import mean_interval
-from .lmms_run import _eval_mode, keep_random_state
-from .opened import OpenedModel, open_model
-from .response_log import log_files
-from .run import RESPONSES_NAME, RESULTS_NAME, EvalResult, stamped_versions, write_whole
+from .lmms_run import run_tasks
+from .opened import OpenedModel, Opening, open_model
+from .report import REPORT_NAME, write_builtin_report
+from .run import (
+    RESPONSES_NAME,
+    RESULTS_NAME,
+    EvalResult,
+    samples_file,
+    stamp,
+    start_over_if_finished,
+    write_json,
+    write_rows,
+)
 from .suite_data import SuiteData, find_data, rows_at_most
 from .suites import BUILT_INS, BuiltIn, suite_tasks
 from .task_folder import require_lmms_eval
@@ -34,12 +41,10 @@ def evaluate_suite(
     data_root: str | Path | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    batch_size: int = 16,
-    progress: bool = True,
+    how: Opening | None = None,
 ) -> EvalResult | None:
-    """Ask a model the built-in tasks of a suite and write `OUT/results.json` and `OUT/samples_<task>.jsonl`.
+    """Ask a model the built-in tasks of a suite and write `OUT/results.json`, `OUT/report.html` and
+    `OUT/samples_<task>.jsonl`.
 
     A run that was cut off (no `results.json` in OUT) is continued from `OUT/responses.jsonl`; a finished one is done
     again. Under torchrun each process takes its share of the rows, and all but the first return None.
@@ -50,23 +55,23 @@ def evaluate_suite(
         out: folder of the results, made if needed.
         data_root: see `suite_data.find_data`.
         limit: at most so many rows a task, spread evenly over its file.
-        device, dtype, batch_size, progress: as of `run.evaluate`.
+        how: the model is opened and asked; as `Opening` says by itself when absent.
 
     Raises:
         UserError: lmms-eval is not installed, an unknown suite or task, data that are missing or of another kind.
         Exception: whatever the model raises, as it is.
     """
     require_lmms_eval()
+    how = how or Opening()
     started = time.monotonic()
     found = find_data(suite_tasks(suite, tasks), data_root)
     folder = Path(out)
-    _start_over_if_finished(folder)
-    with keep_random_state():
-        opened = open_model(
-            model, folder / RESPONSES_NAME, device=device, dtype=dtype, batch_size=batch_size, progress=progress
-        )
-        with _scratch() as scratch, _eval_mode(opened.module):
-            evaluated = _simple_evaluate(opened, found, limit, scratch)
+    _prepare(folder)
+    opened = open_model(model, folder / RESPONSES_NAME, how)
+    # Another class of model is asked as it is: what stands around it (`foreign`) knows rows of our own tasks only.
+    asked = opened.chat if opened.convention is None else opened.chat.inner
+    with _scratch() as scratch:
+        evaluated = run_tasks(asked, opened.module, [_task(data, limit, asked.is_simple) for data in found], scratch)
     if evaluated is None:
         return None
     samples = {data.task.name: _samples(evaluated["samples"][_lmms_name(data)]) for data in found}
@@ -81,59 +86,29 @@ def evaluate_suite(
         "model": opened.name,
         "weights_sha256": opened.weights_sha256,
         "data": {data.task.name: {"task": _lmms_name(data), **data.source} for data in found},
-        "arguments": {"limit": limit, "dtype": dtype, **opened.arguments},
-        "versions": stamped_versions(),
+        "arguments": {"limit": limit, "dtype": how.dtype, "quant": how.quant, **opened.arguments},
+        **stamp(opened),
         "seconds": round(time.monotonic() - started, 2),
     }
     for name, rows in samples.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        write_whole(_samples_file(folder, name), lines)
+        write_rows(samples_file(folder, name), rows)
+    result = EvalResult(results, samples, folder)
+    write_builtin_report(result)
     # Last: its presence says that the run is complete.
-    write_whole(folder / RESULTS_NAME, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
-    return EvalResult(results, samples, folder)
+    write_json(folder / RESULTS_NAME, results)
+    return result
 
 
-def _start_over_if_finished(folder: Path) -> None:
+def _prepare(folder: Path) -> None:
     """As `run.evaluate` does; the first process alone, before any other reads the log."""
     from .lmms_model import process_group
 
     group = process_group()
     if group is None or group.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / RESULTS_NAME).is_file():
-            files = [*log_files(folder / RESPONSES_NAME), *(_samples_file(folder, name) for name in BUILT_INS)]
-            for file in [*files, folder / RESULTS_NAME]:
-                file.unlink(missing_ok=True)
+        start_over_if_finished(folder, [folder / REPORT_NAME, *(samples_file(folder, name) for name in BUILT_INS)])
     if group is not None:
         group.wait_for_everyone()
-
-
-def _samples_file(folder: Path, task: str) -> Path:
-    return folder / f"samples_{task}.jsonl"
-
-
-def _simple_evaluate(
-    opened: OpenedModel, found: Sequence[SuiteData], limit: int | None, scratch: Path
-) -> dict[str, Any] | None:
-    """lmms-eval's results of the tasks; None in all processes but the first."""
-    from lmms_eval import evaluator
-    from lmms_eval.tasks import TaskManager
-
-    # Another class of model is asked as it is: what stands around it (`foreign`) knows rows of our own tasks only.
-    model = opened.chat if opened.convention is None else opened.chat.inner
-    return evaluator.simple_evaluate(
-        model=model,
-        tasks=[_task(data, limit, model.is_simple) for data in found],
-        task_manager=TaskManager("ERROR", include_defaults=False, model_name="regiontower"),
-        bootstrap_iters=0,
-        log_samples=True,
-        verbosity="ERROR",
-        process_docs_parallel=1,
-        # Without it some tasks write into the working directory.
-        cli_args=argparse.Namespace(
-            output_path=str(scratch), process_with_media=False, reasoning_tags="none", agentic_trace_mode="basic"
-        ),
-    )
 
 
 def _task(data: SuiteData, limit: int | None, simple: bool) -> Any:

@@ -71,6 +71,31 @@ METRICS: dict[str, dict[str, str | tuple[str, str]]] = {
     "captioning": {"cider": "cider", "rouge_l": "rouge_l"},
     "judged": {"relative_score": ("score", "reference_score"), "judged": "judged"},
 }
+# kind -> the metric that stands for it where there is room for one.
+HEADLINES = {kind: next(iter(metrics)) for kind, metrics in METRICS.items()} | {"several": "f1"}
+# Metrics of boxes that carry scores (`confidence`).
+SCORED_METRICS = ("ap50", "ece")
+MEANINGS = {
+    "acc50": "share of answers whose first box has an IoU of at least 0.5 with the true one",
+    "miou": "mean IoU of the first box with the true one; 0 without a readable box",
+    "parse_rate": "share of answers from which a box could be read",
+    "em": "share of answers that match exactly after folding case and white space",
+    "rejection": "share of answers without a box where nothing fits",
+    "precision": "share of the given boxes that found a true one (IoU at least 0.5)",
+    "recall": "share of the true boxes that were found",
+    "f1": "harmonic mean of precision and recall",
+    "exact": "share of answers with every true box and no other",
+    "count_acc": "share of answers with the right number of boxes, wherever they are",
+    "mae": "mean distance from the right number",
+    "acc": "share of answers that give the right one of two names, and not the other",
+    "acc_ferret": "share of answers in which the right name stands somewhere, as Ferret counts",
+    "cider": "CIDEr-D of the description, 0 to 10",
+    "rouge_l": "ROUGE-L of the description",
+    "relative_score": "the judge's marks over its marks for the reference answers",
+    "judged": "share of answers that got marks",
+    "ap50": "area under precision over recall, boxes ranked by their scores",
+    "ece": "mean distance between a box's score and the share of right boxes of like score",
+}
 # Metrics of which less is better; of all others more is.
 LOWER_IS_BETTER = frozenset({"mae", "ece"})
 # Metrics that are no share, so that Wilson's interval does not apply.

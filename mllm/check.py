@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from ..vision_towers import TowerSpec, UserError, describe_tower
 from ..vision_towers.packaged import model_source
 from .config import RegionLlavaConfig, RegionParts
+from .follow_tower import FAMILIES
 from .processing import RegionLlavaProcessor
 from .projectors import image_token_count
 from .swap_report import image_tokens
@@ -55,7 +56,8 @@ class Checked:
 
     @property
     def strategy(self) -> str:
-        return self.config.vision_feature_select_strategy
+        """`default` drops the first token of the tower, `full` keeps it."""
+        return _strategy(self.config)
 
     @property
     def pinpoints(self) -> list[list[int]]:
@@ -70,7 +72,7 @@ class Checked:
 
 
 def check_model(name_or_path: str | Path) -> list[Finding]:
-    """What is wrong with a Llava, LlavaNext, LlavaOnevision, RegionLlava or RegionLlavaNext; errors first.
+    """What is wrong with a Llava, LlavaNext, LlavaOnevision, VipLlava, RegionLlava or RegionLlavaNext; errors first.
 
     Args:
         name_or_path: a packaged model, folder or hub id, with its processor. Weights are not read.
@@ -83,7 +85,7 @@ def check_model(name_or_path: str | Path) -> list[Finding]:
         processor: Any = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(f"no model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
-    if not hasattr(config, "vision_config") or not hasattr(config, "vision_feature_select_strategy"):
+    if not hasattr(config, "vision_config") or not _strategy(config):
         raise UserError(f"{source!r} is a {config.model_type}; only LLaVA-style models can be checked.")
     checked = Checked(config, describe_tower(config.vision_config), processor, _side(processor), Path(source))
     return errors_first(finding for check in CHECKS for finding in check(checked))
@@ -116,6 +118,13 @@ def report(findings: list[Finding]) -> dict[str, Any]:
         "warnings": sum(finding.level == "warning" for finding in findings),
         "findings": [asdict(finding) for finding in findings],
     }
+
+
+def _strategy(config: Any) -> str:
+    """What a LLaVA does with its tower's first token; nothing for another model."""
+    family = FAMILIES.get(config.model_type)
+    always = "default" if family is not None and family.drops_first else ""
+    return always or getattr(config, "vision_feature_select_strategy", "")
 
 
 def _side(processor: Any) -> int | None:

@@ -2,7 +2,6 @@
 
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import select_hidden_states
 
@@ -73,6 +72,7 @@ class RegionLlavaModel(RegionModel, LlavaModel):
         return self.multi_modal_projector(tokens, describe_tower(self.config.vision).grid(*input_hw))
 
     def blank_picture(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `RegionModel`."""
         side = describe_tower(self.config.vision).image_size
         return {"pixel_values": like.new_zeros(1, 3, side, side)}
 
@@ -90,41 +90,3 @@ class RegionLlavaForConditionalGeneration(RegionGeneration, LlavaForConditionalG
         text = config.text
         self.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        boxes: torch.Tensor | None = None,
-        region_counts: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs,
-    ):
-        """As LLaVA's forward, with regions.
-
-        Args:
-            boxes: `(images, R_max, 4)` float32 xyxy in pixels of the `(H, W)` of `pixel_values`, padded.
-            region_counts: `(images,)` rows of `boxes` that are real. Their sum is the number of `<region>` tokens.
-        """
-        # Named here because `generate` rejects what the signature does not name; the work is the inner model's.
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            boxes=boxes,  # pyright: ignore[reportCallIssue] - handed on to the inner model
-            region_counts=region_counts,  # pyright: ignore[reportCallIssue]
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )

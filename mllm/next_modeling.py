@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from transformers import LlavaNextForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, image_size_to_num_patches
 from transformers.utils.generic import can_return_tuple
 
@@ -87,6 +86,7 @@ class RegionLlavaNextModel(RegionModel, LlavaNextModel):
         return self.region_projector(rows.gather(output.region_embeds))
 
     def blank_picture(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `RegionModel`."""
         side = describe_tower(self.config.vision).image_size
         height, width = min(self.config.image_grid_pinpoints or [], key=lambda point: point[0] * point[1])
         views = self._view_count([height, width])
@@ -158,43 +158,3 @@ class RegionLlavaNextForConditionalGeneration(RegionGeneration, LlavaNextForCond
         text = config.text
         self.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_sizes: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        boxes: torch.Tensor | None = None,
-        region_counts: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs,
-    ):
-        """As LLaVA-NeXT's forward, with regions.
-
-        Args:
-            boxes, region_counts: as of `RegionLlavaNextModel.get_image_features`; the sum of the counts is the number
-                of `<region>` tokens.
-        """
-        # Named here because `generate` rejects what the signature does not name; the work is the inner model's.
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            image_sizes=image_sizes,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            boxes=boxes,  # pyright: ignore[reportCallIssue] - handed on to the inner model
-            region_counts=region_counts,  # pyright: ignore[reportCallIssue]
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )

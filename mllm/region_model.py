@@ -19,19 +19,15 @@ from ..vision_towers import TowerFeatures, TowerOutput, UserError, describe_towe
 class RegionModel:
     """For the inner model, before a LLaVA's: fills `<region>` and `<image>` and hands the rest on.
 
-    The class that mixes it in has a `region_projector`, and a `get_image_features` that takes boxes and gives a
-    `TowerOutput` with their projected rows.
+    The class that mixes it in has a `region_projector`; a `get_image_features` that takes boxes and gives a
+    `TowerOutput` with their projected rows; and `blank_picture(like)`, the `pixel_values` of one black picture and what
+    else `get_image_features` needs of it, in the dtype and on the device of the tensor `like`.
     """
 
     config: Any
     region_projector: Any
     vision_tower: Any
     training: bool
-
-    def blank_picture(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`pixel_values` and what else `get_image_features` needs, of one black picture, in the dtype and on the device
-        of `like`."""
-        raise NotImplementedError
 
     def project_regions(self, region_embeds: torch.Tensor, region_counts: torch.Tensor | None) -> torch.Tensor:
         """Padded tower rows `(B, R_max, region_dim)` to flat projected rows `(sum of counts, text width)`."""
@@ -142,7 +138,7 @@ class RegionModel:
         one without regions) waits for gradients the others send: DDP, FSDP and ZeRO hang.
         """
         this: Any = self
-        blank = self.blank_picture(inputs_embeds)
+        blank: dict[str, torch.Tensor] = this.blank_picture(inputs_embeds)
         box, count = _whole_image_box(blank["pixel_values"])
         image: TowerOutput = this.get_image_features(**blank, boxes=box, region_counts=count, return_dict=True)
         assert image.pooler_output is not None and image.region_embeds is not None
@@ -207,6 +203,48 @@ class RegionGeneration:
 
     config: Any
     model: Any
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        image_sizes: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        region_counts: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs,
+    ):
+        """As the LLaVA's own forward, with regions.
+
+        Args:
+            image_sizes: height and width of the originals, for a model with tiles.
+            boxes, region_counts: as of the inner model's `get_image_features`; the sum of the counts is the number of
+                `<region>` tokens.
+        """
+        # Named here because `generate` rejects what the signature does not name; the work is the inner model's.
+        whole: Any = super()
+        return whole.forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            image_sizes=image_sizes,
+            boxes=boxes,
+            region_counts=region_counts,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         whole: Any = super()

@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays. Else every training run, which collects garbage at its end, walks all of torch and
+    transformers: half the time of a small one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +168,7 @@ def in_processes(tmp_path):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
         AcceleratorState._reset_state(True)  # the parent may have been a single process of accelerate's
-        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=120))  # of a busy machine
         torch.save(work(rank, *arguments), folder / f"{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()
@@ -177,7 +185,7 @@ def in_processes(tmp_path):
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(timeout=120)
+            process.join(timeout=200)
             process.kill()
         assert [process.exitcode for process in ranks] == [0] * count
         return [torch.load(folder / f"{rank}.pt") for rank in range(count)]

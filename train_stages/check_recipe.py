@@ -44,8 +44,7 @@ def check_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[Find
         found += _idle_blocks(recipe, config.vision_config, config.vision_feature_layer, region_prompt)
     if isinstance(recipe.data, MixtureData):
         found += foreign_boxes(recipe.data, convention)
-    if isinstance(recipe, AlignRecipe):
-        found += _regions(recipe)
+    found += _regions(recipe)
     return errors_first(found)
 
 
@@ -100,17 +99,18 @@ def _boxes(model: AlignModel) -> Iterator[Finding]:
         )
 
 
-def _regions(recipe: AlignRecipe) -> Iterator[Finding]:
-    if not _asks_about_regions(recipe):
+def _regions(recipe: AlignRecipe | InstructRecipe) -> Iterator[Finding]:
+    if recipe.lr.region_projector and not _asks_about_regions(recipe):
         yield Finding(
             "error",
-            "data.mix has no kind that asks about a region",
+            "nothing in the data asks about a region",
             "the region projector never gets a gradient",
-            f"add one of {', '.join(sorted(REGION_KINDS))}",
+            f"add one of {', '.join(sorted(REGION_KINDS))} to data.mix, or set lr.region_projector=0",
         )
 
 
 def _asks_about_regions(recipe: AlignRecipe | InstructRecipe) -> bool:
+    """Conversations do not: what stands in them is text."""
     data = recipe.data
     sources = data.sources if isinstance(data, MixtureData) else (data,)
     mixes = [source.mix for source in sources if source.format != CONVERSATIONS]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..mllm import RegionLlavaProcessor, build_mllm, load_mllm, load_with_regions
 from ..mllm.load import RegionMLLM, check_loaded
@@ -167,7 +167,7 @@ def align(recipe: AlignRecipe, run_dir: str | Path, device: str = "auto", **opti
         model, processor = load_with_regions(recipe.model.mllm, device="cpu", dtype="fp32")
         parents = {"mllm": recipe.model.mllm}
     else:
-        model, processor = _put_together(recipe.model)
+        model, processor = _opened(recipe.model)
         parents = {"tower": recipe.model.tower, "language_model": recipe.model.language_model}
     return _train("align", model, processor, recipe, Path(run_dir), parents, device, **options)
 
@@ -196,7 +196,7 @@ def instruct(recipe: InstructRecipe, run_dir: str | Path, device: str = "auto", 
     return _train("instruct", model, processor, recipe, Path(run_dir), parents, device, **options)
 
 
-def _put_together(model: AlignModel) -> tuple[RegionMLLM, RegionLlavaProcessor]:
+def _opened(model: AlignModel) -> tuple[RegionMLLM, RegionLlavaProcessor]:
     tower = load_tower(model.tower, dtype=torch.float32)
     source = model_source(model.language_model)
     try:
@@ -206,7 +206,18 @@ def _put_together(model: AlignModel) -> tuple[RegionMLLM, RegionLlavaProcessor]:
         raise UserError(f"no language model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
     language_model, info = loaded
     check_loaded(source, info)
-    set_chat_template(tokenizer, model.chat_template, source)
+    return put_together(model, tower, language_model, tokenizer)
+
+
+def put_together(
+    model: AlignModel, tower: PreTrainedModel, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[RegionMLLM, RegionLlavaProcessor]:
+    """The model of stage 1 made of its parts, with the recipe's choices.
+
+    Raises:
+        UserError: parts that do not go together, or a tokenizer without a chat template.
+    """
+    set_chat_template(tokenizer, model.chat_template, model_source(model.language_model))
     return build_mllm(
         tower,
         language_model,

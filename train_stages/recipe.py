@@ -125,6 +125,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`["recipe.train.steps: 8 there, 16 now", ...]`"""
+    old, new = flatten(before), flatten(now)
+    absent = "nothing"
+    return [
+        f"{key}: {old.get(key, absent)} there, {new.get(key, absent)} now"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
 def find_recipe(source: Path | str) -> Path:
     """The file of a recipe: a YAML file, or a packaged one by its bare name. Raises UserError when there is none."""
     path = Path(source)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from ..mllm import build_mllm, load_with_regions
+from ..mllm import load_with_regions
 from ..mllm.check import Finding
 from ..mllm.processing import RegionLlavaProcessor
 from ..vision_towers import load_tower
@@ -27,12 +27,11 @@ from ..vision_towers.packaged import model_source
 from .bad_records import name_bad
 from .chat_samples import Encoded, Unusable, encode
 from .chat_stream import Tally, grouped
-from .chat_templates import set_chat_template
 from .check_recipe import read_stage_recipe
 from .conversation_ids import IGNORED, ends_answers
 from .mixture import open_mixture
 from .mixture_recipe import MixtureData, MixtureSource
-from .mllm_stage import AlignModel, AlignRecipe, ConversationData, InstructRecipe
+from .mllm_stage import AlignModel, AlignRecipe, ConversationData, InstructRecipe, put_together
 from .packing import pack_rows
 
 MASKED = 0.01  # share of samples of which nothing is learned that is an error
@@ -164,22 +163,10 @@ def recipe_processor(recipe: AlignRecipe | InstructRecipe) -> RegionLlavaProcess
         config: Any = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(f"no language model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
-    set_chat_template(tokenizer, model.chat_template, source)
     config.vocab_size = max(config.vocab_size, len(tokenizer) + 2)  # rows are not made for new tokens without weights
     with torch.device("meta"):
         language_model = AutoModelForCausalLM.from_config(config)
-    return build_mllm(
-        load_tower(model.tower),
-        language_model,
-        tokenizer,
-        projector=model.projector,
-        image_position=model.image_position,
-        row_end=model.row_end,
-        feature_layer=model.feature_layer,
-        image_size=model.image_size,
-        box_format=model.box_format,
-        region_prompt=model.region_prompt,
-    )[1]
+    return put_together(model, load_tower(model.tower), language_model, tokenizer)[1]
 
 
 def _as_mixture(data: ConversationData | MixtureData) -> MixtureData:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from .describe import describe_tower
 from .rice_config import RiceVisionConfig
-from .rice_model import RiceVisionModel
+from .rice_model import RiceVisionModel, on_tensors_of
 from .roi_model import RoiVisionModel
 
 
@@ -51,13 +51,9 @@ def _native(tower: Any) -> PreTrainedModel:
 def _to_rice(native: Any) -> RiceVisionModel:
     config = RiceVisionConfig.from_native(native.config)
     config._attn_implementation = native.config._attn_implementation
-    with torch.device("meta"):  # a frame without memory: the given tensors are the only copy
+    with torch.device("meta"):
         rice = RiceVisionModel(config)
-    rice.load_state_dict(native.state_dict(), assign=True)
-    for name, buffer in native.named_buffers():  # some are in no state dict and would stay without memory
-        owner, _, leaf = name.rpartition(".")
-        setattr(rice.get_submodule(owner), leaf, buffer)
-    return rice.train(native.training)
+    return on_tensors_of(native, rice)
 
 
 _LIFTS: dict[str, Callable[[Any], PreTrainedModel]] = {"mlcd_vision_model": _to_rice}

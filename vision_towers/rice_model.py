@@ -11,6 +11,7 @@ query comes from, whether it passes through MLPs, or which rotary angle it has; 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -239,12 +240,24 @@ class RiceVisionModel(MLCDVisionModel):
 
     def to_native(self) -> MLCDVisionModel:
         """The same weights as a plain `MLCDVisionModel` (shares storage with this model)."""
-        with torch.device(self.device):
-            native = MLCDVisionModel._from_config(
-                self.config.to_native(), dtype=self.dtype, attn_implementation=self.config._attn_implementation
-            )
-        native.load_state_dict(self.state_dict(), assign=True)
-        return native.train(self.training)
+        config = self.config.to_native()
+        config.dtype, config._attn_implementation = self.dtype, self.config._attn_implementation
+        with torch.device("meta"):
+            native = MLCDVisionModel(config)
+        on_tensors_of(self, native)
+        # In float32, whatever this model was rounded to: so it is opened from a checkpoint, too.
+        native.vision_rotary_embedding = MLCDRotaryEmbedding(config).to(self.device)
+        return native
+
+
+def on_tensors_of(given: nn.Module, frame: nn.Module) -> Any:
+    """`frame`, a model that was built on the meta device, with the tensors of `given`, which has the same: neither is
+    initialised nor copied."""
+    frame.load_state_dict(given.state_dict(), assign=True)
+    for name, buffer in given.named_buffers():  # some are in no state dict and would stay without memory
+        owner, _, leaf = name.rpartition(".")
+        setattr(frame.get_submodule(owner), leaf, buffer)
+    return frame.train(given.training)
 
 
 def _query_or_cls(stream: RegionStream, hidden: torch.Tensor) -> torch.Tensor:

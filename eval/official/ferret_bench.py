@@ -21,20 +21,23 @@ from .layout import COCO_PAGE, FERRET_PAGE, need_file, need_folder
 
 # Category -> its folder in Ferret's repository.
 FOLDERS = {"refer_desc": "refer_caption", "refer_reason": "refer_reason", "ground_conv": "ground_conv"}
+OFFICIAL_QUESTIONS = 40  # of each category
 _BOX = re.compile(r"\[([^\[\]]*)\]")
 
 
-def ferret_bench_rows(root: Path, category: str) -> list[TaskRow]:
+def ferret_bench_rows(root: Path, category: str, *, check_count: bool = True) -> list[TaskRow]:
     """One row a question; its boxes become `<region>` prompts. What the judge needs is in `context`, the reference
     answer in `answers`.
 
     Args:
         root: data root (`layout`).
         category: a key of `FOLDERS`.
+        check_count: there must be `OFFICIAL_QUESTIONS`.
 
     Raises:
         Absent: there is no folder `ferret_bench`.
-        UserError: a file or image is missing, or is not of this form.
+        UserError: a file or image is missing or is not of this form, or the number of questions is not the official
+            one.
     """
     folder = need_folder(root / "ferret_bench", FERRET_PAGE)
     rules = json_document(need_file(folder / "rule.json", FERRET_PAGE))
@@ -42,6 +45,11 @@ def ferret_bench_rows(root: Path, category: str) -> list[TaskRow]:
     questions, answers, contexts = (
         _lines(need_file(part / f"{name}.jsonl", FERRET_PAGE)) for name in ("question", "answer", "context")
     )
+    if check_count and len(questions) != OFFICIAL_QUESTIONS:
+        raise UserError(
+            f"{part / 'question.jsonl'}: has {len(questions)} questions, the official file has {OFFICIAL_QUESTIONS}; "
+            f"get it from {FERRET_PAGE}."
+        )
     by_image = {need(item, "image", str): need(item, "text", str) for item in contexts}
     reference = {item.get("question_id"): need(item, "text", str) for item in answers}
     try:

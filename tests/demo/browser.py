@@ -5,8 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 
+PHOTO = ("sklearn", "datasets/images/china.jpg")
+LIST = "List everything with boxes."
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-TIMEOUT = 200_000  # milliseconds; only for machines that do much else
+TIMEOUT = 90_000  # milliseconds; only for machines that do much else
 
 
 @contextmanager
@@ -106,14 +108,18 @@ class DemoPage:
         if text is not None:
             self.page.fill("#rt-question textarea", text)
         self.page.click("#rt-send")
+        self.wait_for_answer(before + 1, slot)
+
+    def wait_for_answer(self, count: int, slot: str = "a") -> None:
+        """Until so many questions are answered and the next one can be sent."""
         self.page.wait_for_function(
             """([slot, count]) => {
               const answers = document.querySelectorAll(`#rt-chat-${slot} .rt-answer`);
               const send = document.querySelector("#rt-send");
-              return answers.length > count && [...answers].every((node) => node.dataset.state !== "answering")
+              return answers.length === count && [...answers].every((node) => node.dataset.state !== "answering")
                 && send && send.getBoundingClientRect().width > 0;
             }""",
-            arg=[slot, before],
+            arg=[slot, count],
         )
 
     def notice(self) -> str:
@@ -122,3 +128,13 @@ class DemoPage:
 
     def close(self) -> None:
         self.context.close()
+
+
+def session_of(server):
+    """The session that was used last: the page's."""
+    return max(server.engine.sessions._sessions.values(), key=lambda session: session.used)
+
+
+def near(found, expected, pixels=1.5):
+    """Whether numbers differ by no more than so many pixels, one by one."""
+    return all(abs(a - b) <= pixels for a, b in zip(found, expected, strict=True))

@@ -1,8 +1,12 @@
 """A demo of two tiny models, and one server of the packaged models for all tests that need a page or the HTTP API."""
 
-import time
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from browser import DemoPage, chromium
 
 
 @pytest.fixture(scope="session")
@@ -35,14 +39,17 @@ def server():
     running.close()
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    with chromium() as running:
+        yield running
+
+
 @pytest.fixture
-def wait_for():
-    """`wait_for(condition)`: until it is true; at most a minute, for machines that do much else."""
-
-    def wait(condition, seconds: float = 60.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, "it never came true"
-            time.sleep(0.05)
-
-    return wait
+def demo(browser, server):
+    """The page, fresh; at its end nothing may have failed in it, and nothing been fetched from elsewhere."""
+    page = DemoPage(browser, server.url)
+    yield page
+    assert page.errors == [] and page.elsewhere == []
+    page.close()

@@ -56,10 +56,19 @@ def test_turns_answer_as_a_chat_session_does_and_the_tower_runs_once(engine, tok
 
 
 def test_a_stream_grows_and_its_last_turn_is_whole(engine, token):
-    texts = [turns["one"].answer for turns in engine.ask(token, ["one"], "Describe it.", max_new_tokens=8)]
-    whole = texts.pop()
-    assert texts[0] == "" and all(b.startswith(a) for a, b in pairwise(texts))
-    assert texts[-1].strip() == whole and len(set(texts)) >= 3
+    pieces = []
+    for question in (
+        "Describe it.",
+        "Find the star",
+        "Hello",
+        "What colour?",
+    ):  # what random weights say is up to chance
+        texts = [turns["one"].answer for turns in engine.ask(token, ["one"], question, max_new_tokens=16)]
+        whole = texts.pop()
+        assert texts[0] == "" and all(b.startswith(a) for a, b in pairwise(texts))
+        assert texts[-1].strip() == whole
+        pieces.append(len(set(texts)))
+    assert max(pieces) >= 3
 
 
 def test_two_models_answer_side_by_side_as_each_does_alone(engine, token, noise_image):
@@ -95,9 +104,9 @@ def test_sessions_do_not_mix_when_they_answer_at_the_same_time(tiny_models, nois
 def test_a_stopped_turn_is_shown_and_forgotten_by_the_model(engine, token, noise_image):
     first = last(engine.ask(token, ["one"], QUESTIONS[0], MARKS, max_new_tokens=6))["one"]
     steps = engine.ask(token, ["one"], QUESTIONS[1], MARKS, max_new_tokens=16)
-    for turns in steps:
-        if len(turns["one"].answer) > 1:
-            engine.stop(token)
+    next(steps)
+    engine.stop(token)
+    turns = last(steps)
     assert turns["one"].state == "stopped"
     assert [turn.state for turn in engine.sessions.get(token).conversations["one"].turns] == ["done", "stopped"]
     again = last(engine.ask(token, ["one"], QUESTIONS[2], MARKS, max_new_tokens=6))["one"]

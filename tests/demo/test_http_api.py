@@ -8,15 +8,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("gradio_client", reason="Gradio is not installed (extra: demo)")
 
+from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from regiontower.demo.handlers import OPENED_PARTS
 from regiontower.train_stages.scenes import EVAL_SEED_START, SIGN, generate_scene
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -161,7 +162,7 @@ def test_no_file_of_the_machine_can_be_read(server):
     event = next(
         row["id"]
         for row in config["dependencies"]
-        if len(row["outputs"]) == 12 and len(row["inputs"]) == 2 and row["targets"][0][1] == "change"
+        if len(row["outputs"]) == OPENED_PARTS and len(row["inputs"]) == 2 and row["targets"][0][1] == "change"
     )
     for path in ("/etc/passwd", f"{server.files}/../../etc/passwd"):
         file = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
@@ -187,7 +188,11 @@ def test_an_uploads_name_cannot_leave_the_upload_folder(server):
     status, answer = request(f"{server.url}gradio_api/upload", body, **kind)
     assert status == 200
     (path,) = json.loads(answer)
-    assert path.startswith(str(server.files)) and ".." not in path
+    assert path.startswith(str(server.files)) and ".." not in path and Path(path).is_file()
+    pictures = set(server.files.rglob("*.webp"))  # of the examples
+    delete_files_created_by_app(server.app, -1)  # what runs every minute, as if all files were old
+    assert server.app.delete_cache[1] <= 300
+    assert not Path(path).exists() and pictures and set(server.files.rglob("*.webp")) == pictures
     too_large = body.replace(b"hello", b"x" * (server.engine.limits.file_bytes + 1))
     assert request(f"{server.url}gradio_api/upload", too_large, **kind)[0] == 413
 
@@ -227,4 +232,4 @@ def test_concurrent_sessions_hear_of_their_own_picture_only(server, client):
 def test_only_this_machine_is_listened_to_and_nothing_is_shared(server):
     assert server.url.startswith("http://127.0.0.1:") and server.share_url is None
     assert server.app.server_name == "127.0.0.1" and not server.app.share and server.app.auth is None
-    assert np.isfinite(server.engine.limits.file_bytes)
+    assert server.app._queue.max_size == server.engine.limits.waiting and server.engine.limits.waiting > 0

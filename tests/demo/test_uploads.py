@@ -1,8 +1,7 @@
 """Uploads: what is a picture is opened, what is not is refused in one sentence that says why."""
 
-import io
-import struct
-import zlib
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,20 +11,10 @@ from regiontower.demo.limits import Limits
 from regiontower.demo.uploads import read_picture, short_name
 from regiontower.vision_towers import UserError
 
+sys.path.insert(0, str(Path(__file__).parent))
+from bad_files import claimed_png, encoded
+
 LIMITS = Limits(file_bytes=300_000, pixels=1_000_000, kept_pixels=40_000)
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def claimed_png(width: int, height: int) -> bytes:
-    """A PNG that says it has so many pixels and holds 64."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return start + encoded(Image.new("1", (8, 8)), "PNG")[len(start) :]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])

@@ -1,5 +1,6 @@
 """Four small pictures in a folder with a space, and a model whose answers are known."""
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +135,64 @@ def isolated_cache(tmp_path, monkeypatch) -> Path:
     cache = tmp_path / "the cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return cache
+
+
+class OneAnswer:
+    """Vocabulary and weights of a language model that makes one answer to everything: each token is followed by a
+    fixed one.
+
+    words: the answer, behind the last word of every prompt. specials: further tokens of the model's processor.
+    """
+
+    def __init__(self, words: list[str], specials: list[str]):
+        self.chain = ["ASSISTANT:", *words, "</s>"]
+        self.vocabulary = ["<pad>", "<unk>", "USER:", *specials, *self.chain]
+        self.vocabulary += [f"filler{i}" for i in range(-len(self.vocabulary) % 16)]  # heads divide the width
+        self.specials = specials
+
+    def tokenizer(self):
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(self.vocabulary)}, unk_token="<unk>"))
+        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+        marks = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
+        return PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=self.specials, **marks)
+
+    def template(self, image: str) -> str:
+        """A chat template; image: what stands for a picture."""
+        return (
+            "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' }}"
+            "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '" + image + " ' }}"
+            "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endif %}"
+            "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+        )
+
+    def text(self) -> dict:
+        """Fields of a text configuration."""
+        width, end = len(self.vocabulary), self.vocabulary.index("</s>")
+        sizes = {"vocab_size": width, "hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+        return {**sizes, **heads, "eos_token_id": end, "pad_token_id": 0, "bos_token_id": None}
+
+    def teach(self, model) -> None:
+        """Let what stands before a token alone say what follows it."""
+        width = len(self.vocabulary)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "language_model" in name and ("o_proj" in name or "down_proj" in name):
+                    weight.zero_()
+            model.get_input_embeddings().weight.copy_(torch.eye(width))
+            head = torch.zeros(width, width)
+            for word, following in itertools.pairwise(self.chain):
+                head[self.vocabulary.index(following), self.vocabulary.index(word)] = 10.0
+            model.lm_head.weight.copy_(head)
+
+
+@pytest.fixture(scope="session")
+def one_answer():
+    """`OneAnswer`, for models of other classes."""
+    return OneAnswer
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ pytest.importorskip(
     "lmms_eval", exc_type=ImportError, reason="lmms-eval is not installed (pip install 'regiontower[eval]')"
 )
 
-from regiontower.eval.compare import compare, differences, paired_interval
+from regiontower.eval.compare import compare, comparison_page, differences, paired_interval
 from regiontower.eval.grounding_suite import GroundingData
 from regiontower.eval.intervals import ratio_interval
+from regiontower.eval.opened import Opening
 from regiontower.vision_towers.errors import UserError
 
 
@@ -85,7 +86,7 @@ def test_three_models_in_one_table(make_tiny_mllm, records_path, tmp_path):
     models = [make_tiny_mllm(seed) for seed in range(3)]
     out = tmp_path / "out"
     wanted = GroundingData([records_path], tasks=["grounding"], limit=2)
-    found = compare(models, out, wanted, batch_size=4, progress=False)
+    found = compare(models, out, wanted, how=Opening(batch_size=4, progress=False))
     labels = list(found.models)
     assert len(set(labels)) == 3 and found.results["base"] == labels[0]
     written = json.loads((out / "comparison.json").read_text())
@@ -108,6 +109,11 @@ def test_three_models_in_one_table(make_tiny_mllm, records_path, tmp_path):
         assert (out / label / "results.json").is_file()
     html = (out / "report.html").read_text()
     assert all(html.count(label) > 3 for label in labels) and "image tokens a picture" in html
+    # What only one model has (its boxes carry scores) has a row, and nothing for the others.
+    figures = found.models[labels[1]].tasks["some data/regiontower_grounding"]
+    figures |= {"ap50": 0.4321, "ece": 0.1234}
+    page = comparison_page(found.results, found.models)
+    assert ">ap50<" in page and ">0.432<" in page.replace("<br", "<") and "ece (lower is better)" in page
     samples = [result.sources for result in found.models.values()]
     rows = [next(iter(source.values())).samples["regiontower_grounding"] for source in samples]
     assert [[row["question"] for row in part] for part in rows] == [[row["question"] for row in rows[0]]] * 3
@@ -126,11 +132,11 @@ def test_a_comparison_that_was_cut_off_goes_on(make_tiny_mllm, records_path, tmp
 
     monkeypatch.setattr(module, "measure_cost", power_cut)
     with pytest.raises(RuntimeError):
-        compare(models, tmp_path / "out", wanted, progress=False)
+        compare(models, tmp_path / "out", wanted, how=Opening(progress=False))
     logs = sorted((tmp_path / "out").glob("*/responses.jsonl"))
     assert len(logs) == 1 and len(logs[0].read_text().splitlines()) == 3
     monkeypatch.setattr(module, "measure_cost", real)
-    compare(models, tmp_path / "out", wanted, progress=False)
+    compare(models, tmp_path / "out", wanted, how=Opening(progress=False))
     assert len(logs[0].read_text().splitlines()) == 3  # nothing was asked twice
     assert (tmp_path / "out/comparison.json").is_file()
 

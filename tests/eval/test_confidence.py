@@ -68,6 +68,13 @@ def test_weights_are_repetitions():
     )
 
 
+def test_where_every_box_is_right_the_interval_is_not_a_point():
+    box = [0.0, 0.0, 10.0, 10.0]
+    rows = [{"boxes": [box], "box_scores": [0.9], "true_boxes": [box], "image_id": image} for image in range(4)]
+    figures, intervals, _ = confidence_figures(rows)
+    assert figures["ap50"] == 1.0 and intervals["ap50"] == [pytest.approx(0.5101, abs=1e-4), 1.0]  # Wilson, 4 of 4
+
+
 def test_without_scores_there_are_no_figures():
     assert confidence_figures([sample([TRUE], None, [TRUE])]) == ({}, {}, [])
 

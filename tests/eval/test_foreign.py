@@ -3,7 +3,6 @@ speaks OpenAI's protocol through `openai`, each in its own declared convention."
 
 import base64
 import io
-import itertools
 import json
 import re
 import threading
@@ -21,15 +20,15 @@ from regiontower.eval.command import EvalChoices, run_eval
 from regiontower.eval.conventions import CONVENTIONS
 from regiontower.eval.foreign import ForeignModel
 from regiontower.eval.run import evaluate
+from regiontower.mllm.boxes import Boxes, box_format
 from regiontower.vision_towers.errors import UserError
 
 RED_SAID = ["[0.10,", "0.20,", "0.50,", "0.50]"]  # the red box of the records in the padded square
 
 
 @pytest.fixture(scope="module")
-def llava_that_sees_red(tmp_path_factory):
-    """A real LLaVA checkpoint whose weights make one answer to everything: each token is followed by a fixed one."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def llava_that_sees_red(tmp_path_factory, one_answer):
+    """A real LLaVA checkpoint that makes one answer to everything."""
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
@@ -37,62 +36,89 @@ def llava_that_sees_red(tmp_path_factory):
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
-        PreTrainedTokenizerFast,
     )
 
-    chain = ["ASSISTANT:", *RED_SAID, "</s>"]
-    words = ["<pad>", "<unk>", "<image>", "USER:", *chain]
-    words += [f"filler{i}" for i in range(16 - len(words))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    marks = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=["<image>"], **marks)
-    template = (
-        "{% for message in messages %}{{ 'USER: ' }}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}{{ '<image> ' }}{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}"
-        "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-    )
-    pixels = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    language = one_answer(RED_SAID, ["<image>"])
     processor = LlavaProcessor(
-        pixels,
-        tokenizer,
+        CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+        language.tokenizer(),
         patch_size=14,
         vision_feature_select_strategy="default",
         image_token="<image>",
         num_additional_image_tokens=1,
-        chat_template=template,
+        chat_template=language.template("<image>"),
     )
-    width = len(words)
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = LlamaConfig(
-        vocab_size=width,
-        hidden_size=width,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        eos_token_id=words.index("</s>"),
-        pad_token_id=0,
-        bos_token_id=None,
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**tower, image_size=28, patch_size=14),
+        text_config=LlamaConfig(**language.text()),
+        image_token_index=language.vocabulary.index("<image>"),
     )
-    vision = CLIPVisionConfig(**tower, image_size=28, patch_size=14)
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=words.index("<image>"))
-    )
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "language_model" in name and ("o_proj" in name or "down_proj" in name):
-                weight.zero_()
-        model.get_input_embeddings().weight.copy_(torch.eye(width))
-        head = torch.zeros(width, width)
-        for word, following in itertools.pairwise(chain):
-            head[words.index(following), words.index(word)] = 10.0
-        model.lm_head.weight.copy_(head)
+    model = LlavaForConditionalGeneration(config)
+    language.teach(model)
     folder = tmp_path_factory.mktemp("llava")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def qwen_that_sees_red(tmp_path_factory, one_answer):
+    """The same of a real Qwen2.5-VL: the red box in pixels of the picture that it is sent."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    frame = CONVENTIONS["qwen2_5_vl"].frame((100, 80))
+    said = box_format("qwen2_5_json").write(Boxes([[10.0, 10.0, 50.0, 40.0]]), frame)
+    specials = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    language = one_answer(said.split(), specials)
+    ids = {name: language.vocabulary.index(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    ids |= {name: language.vocabulary.index(f"<|{name}_pad|>") for name in ("image", "video")}
+    width = len(language.vocabulary)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **language.text(),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [width // 4 - 4, 2, 2]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": width,
+        },
+        **{f"{name}_token_id": number for name, number in ids.items()},
+    )
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    language.teach(model)
+    template = language.template("<|vision_start|><|image_pad|><|vision_end|>")
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(), language.tokenizer(), Qwen2VLVideoProcessor(), chat_template=template
+    )
+    folder = tmp_path_factory.mktemp("qwen")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_qwen2_5_vl_answers_in_its_own_convention(qwen_that_sees_red, records_path, tmp_path):
+    pytest.importorskip("decord", reason="lmms-eval's qwen2_5_vl needs decord (lmms-eval[video-legacy])")
+    pytest.importorskip("qwen_vl_utils", reason="lmms-eval's qwen2_5_vl needs qwen-vl-utils")
+    arguments = {"through": "qwen2_5_vl", "model_args": "device_map=cpu,device=cpu", "batch_size": 2}
+    choices = EvalChoices(tmp_path / "out", data=(records_path,), tasks=["grounding", "reading"], limit=6, **arguments)
+    found = run_eval([str(qwen_that_sees_red)], choices)
+    rows = [
+        json.loads(line) for line in (tmp_path / "out/samples_regiontower_grounding.jsonl").read_text().splitlines()
+    ]
+    red = ["red" in row["question"] or "left" in row["question"] for row in rows]
+    assert [row["correct"] for row in rows] == red and 0 < sum(red) < len(red)
+    assert found["tasks"]["regiontower_grounding"]["parse_rate"] == 1.0
+    assert all(row["iou"] > 0.97 for row in rows if row["correct"]) and "bbox_2d" in rows[0]["answer"]
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["box_format"] == {"model": "qwen2_5_json", "scored": "qwen2_5_json"}
 
 
 def test_llava_hf_answers_in_its_own_convention(llava_that_sees_red, records_path, tmp_path):

@@ -11,6 +11,7 @@ pytest.importorskip(
 from PIL import Image
 
 from regiontower.eval.grounding_suite import GroundingData, find_sources, run_grounding_suite
+from regiontower.eval.opened import Opening
 from regiontower.eval.task_kinds import RECORD_TASKS
 from regiontower.mllm import Answer
 from regiontower.mllm.boxes import Boxes, ImageFrame, ParsedBoxes, box_format
@@ -103,7 +104,7 @@ def run(sources, make_chat, tmp_path):
         oracle = Oracle(*sources, fail_after=fail_after)
         chat, _ = make_chat(answer=oracle, batch_size=4)
         data = GroundingData(**({"data": sources} | wanted))
-        return oracle, lambda: run_grounding_suite(chat, tmp_path / out, data, progress=False)
+        return oracle, lambda: run_grounding_suite(chat, tmp_path / out, data, how=Opening(progress=False))
 
     return make
 
@@ -161,6 +162,12 @@ def test_the_report_holds_every_source(run, tmp_path):
     assert 'href="#part-2"' in html and "kitchen" in html and "street" in html
     for shown in ("by the area of the box", "by other things of the same category", "Is a sure box a right box?"):
         assert html.count(shown) == 2
+    glance = html[html.index("At a glance") : html.index('id="part-1"')]
+    assert glance.count("<tr>") == 1 + len(RECORD_TASKS)  # a row a task, a cell a source
+    reading = next(row for row in glance.split("<tr>") if ">reading<" in row)
+    assert reading.count('<td class="figure">') == 2 and reading.count("n = ") == 1  # the street has none
+    assert "harmonic mean of precision and recall" in html  # what a figure means stands on the page
+    assert html.count("<details>") == 2 * len(RECORD_TASKS) - 2
     assert "2 of 2 found, 2 given" in html and "CIDEr" in html
     assert html.count("data:image/") > 40 and 'src="http' not in html
 
@@ -211,7 +218,7 @@ def test_official_sets_run_beside_own_records(sources, make_chat, tmp_path):
     oracle = Oracle(*sources)
     chat, _ = make_chat(answer=oracle)
     wanted = GroundingData(data_root=root, tasks=["refcoco_val", "reading"], limit=4)
-    result = run_grounding_suite(chat, tmp_path / "out", wanted, progress=False)
+    result = run_grounding_suite(chat, tmp_path / "out", wanted, how=Opening(progress=False))
     assert result.tasks["refcoco/regiontower_refcoco_val"]["n"] == 4
     assert result.tasks["refcoco/regiontower_refcoco_val"]["acc50"] == 1.0
     assert result.tasks["kitchen/regiontower_reading"]["n"] == 2

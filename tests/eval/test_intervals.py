@@ -15,6 +15,11 @@ def test_wilson_equals_textbook_values():
         assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_nothing_right_and_everything_right_end_exactly_there():
+    assert wilson_interval(0, 25)[0] == 0.0 and wilson_interval(25, 25)[1] == 1.0
+    assert wilson_interval(0, 25)[1] == pytest.approx(0.1332, abs=1e-4)  # z^2 / (n + z^2)
+
+
 def test_independent_rows_agree_with_the_normal_interval():
     rng = np.random.default_rng(1)
     values = rng.random(2000)

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import signal
@@ -274,10 +275,13 @@ def test_the_simple_class_chooses_among_answers(tiny_mllm, multiple_choice, tmp_
 
     results = evaluate()
     shared = SharedAnswers(*tiny_mllm)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    logged = {row: sorted(entry["loss"] for entry in log if entry["doc_id"] == row) for row in range(4)}
     right = 0
-    for row in rows:
+    for number, row in enumerate(rows):
         question = Question(Image.open(row["image"]).convert("RGB"), row["question"])
         losses = [one.loss for one in shared.score([question] * 3, row["choices"])]
+        assert logged[number] == pytest.approx(sorted(losses), rel=1e-4)
         right += losses.index(min(losses)) == row["gold"]
     assert results["results"]["choose_one"]["acc,none"] == right / 4
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 12

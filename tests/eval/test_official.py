@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from regiontower.eval.official import Absent, data_root, official_rows
+from regiontower.eval.official.ferret_bench import ferret_bench_rows
 from regiontower.eval.official.flickr30k import flickr30k_rows
 from regiontower.eval.official.own import own_records
 from regiontower.eval.official.refcoco import OFFICIAL_COUNTS, refcoco_rows
@@ -175,7 +176,9 @@ def test_ferret_bench_turns_boxes_into_regions(tmp_path):
     }
     for name, text in texts.items():
         (folder / f"{name}.jsonl").write_text(json.dumps({**common, "text": text}) + "\n")
-    (row,) = official_rows(tmp_path, "regiontower_ferret_bench_refer_desc")
+    with pytest.raises(UserError, match="has 1 questions, the official file has 40"):
+        official_rows(tmp_path, "regiontower_ferret_bench_refer_desc")
+    (row,) = ferret_bench_rows(tmp_path, "refer_desc", check_count=False)
     assert row.question == "What is in <region> and <region>?"
     assert row.prompt_boxes == [[20, 20, 100, 60], [0, 0, 200, 100]]
     assert row.answers == ["A sign."]

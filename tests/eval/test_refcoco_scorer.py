@@ -84,9 +84,8 @@ def test_27_grid_boxes_score_exactly_what_their_first_alone_scores():
     for _ in range(300):
         _, target, size = random_case(rng)
         assert score_grounding(GRID_27, target, size) == score_grounding(alone, target, size)
-        best += any(
-            score_grounding(box + "]", target, size).correct for box in GRID_27.split("]")[:-1]
-        )  # what the best of 27 would have got
+        if best <= 10:  # what the best of 27 would have got; enough to know that it is another score
+            best += any(score_grounding(box + "]", target, size).correct for box in GRID_27.split("]")[:-1])
     assert best > 10
 
 

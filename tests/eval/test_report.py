@@ -9,6 +9,7 @@ from PIL import Image
 from regiontower.eval.report import write_report
 from regiontower.eval.run import EvalResult
 from regiontower.eval.scoring import summarise
+from regiontower.eval.task_kinds import HEADLINES, MEANINGS, METRICS, SCORED_METRICS
 
 
 @pytest.fixture
@@ -87,6 +88,11 @@ def test_true_and_predicted_boxes_are_drawn_where_they_are(result, tmp_path):
 def test_the_gallery_is_limited_and_spread(result, tmp_path):
     html = write_report(result, tmp_path / "report", gallery=1).read_text()
     assert len(pictures(html)) == 3  # one for each task with rows
+
+
+def test_every_figure_is_explained():
+    assert set(MEANINGS) == {metric for metrics in METRICS.values() for metric in metrics} | set(SCORED_METRICS)
+    assert all(HEADLINES[kind] in metrics for kind, metrics in METRICS.items())
 
 
 def test_the_page_in_a_browser(result, tmp_path):

@@ -13,6 +13,7 @@ pytest.importorskip(
 from datasets import Dataset, Features, Image, List, Value
 
 from regiontower.eval.lmms_model import RegionTowerChat
+from regiontower.eval.opened import Opening
 from regiontower.eval.suite_data import find_data
 from regiontower.eval.suite_run import evaluate_suite
 from regiontower.eval.suites import BUILT_INS, SUITES, suite_tasks
@@ -249,7 +250,7 @@ def test_every_task_has_its_columns_here_and_its_suite():
 @pytest.mark.parametrize("suite", SUITES)
 def test_known_answers_get_the_figures_of_each_benchmark(suite, data_root, knowing_chat, tmp_path):
     chat, asked = knowing_chat
-    result = evaluate_suite(chat, suite, tmp_path / "out", data_root=data_root, progress=False)
+    result = evaluate_suite(chat, suite, tmp_path / "out", data_root=data_root, how=Opening(progress=False))
     assert result is not None
     for name in SUITES[suite]:
         figures = dict(result.tasks[name])
@@ -283,6 +284,24 @@ def test_a_model_answers_every_task(suite, data_root, tiny_mllm, tmp_path):
     for name in SUITES[suite]:
         assert result.tasks[name]["n"] == len(result.samples[name]) == 4
         assert any(row["answer"] for row in result.samples[name])
+
+
+def test_a_suite_by_the_command(data_root, tiny_mllm_dir, tmp_path):
+    from typer.testing import CliRunner
+
+    from regiontower.cli import app
+
+    options = ["--suite", "ocr", "--tasks", "docvqa,infovqa", "--limit", "2", "--quant", "int8"]
+    folders = ["--data-root", str(data_root), "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, ["eval", str(tiny_mllm_dir), *options, *folders, "--json"])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout.splitlines()[-1])["tasks"]
+    assert {name: figures["n"] for name, figures in found.items()} == {"docvqa": 2, "infovqa": 2}
+    written = json.loads((tmp_path / "out/results.json").read_text())
+    assert written["tasks"] == found and written["arguments"]["quant"] == "int8"
+    page = (tmp_path / "out/report.html").read_text()
+    assert ">docvqa<" in page and "anls" in page and "n = 2" in page and written["weights_sha256"] in page
+    assert str(data_root / "infovqa" / HUB["infovqa"][0]) in page
 
 
 def test_a_run_that_was_cut_off_asks_only_what_is_missing_and_ends_with_the_same_numbers(

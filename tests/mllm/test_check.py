@@ -113,6 +113,16 @@ def test_a_tower_without_a_class_token_must_not_lose_its_first_patch(tmp_path):
     assert "no class token" in words(check_model(tmp_path))
 
 
+def test_a_vip_llava_always_drops_the_first_token(tmp_path):
+    (tmp_path / "changed").mkdir()
+    for part in swap_vision_tower(*tiny_llava("VipLlava"), tiny_tower("RICE")):
+        part.save_pretrained(tmp_path)
+    assert not words(check_model(tmp_path))
+    kept = {"vision_feature_select_strategy": "full"}
+    folder = changed(tmp_path, tmp_path / "changed", "processor_config.json", **kept)
+    assert "writes 17 placeholders for 56 px, the model makes 16" in words(check_model(folder))
+
+
 def test_lora_patterns_that_reach_the_tower_are_found(saved, tmp_path):
     folder = changed(saved, tmp_path, "config.json")
     (folder / "adapter_config.json").write_text(json.dumps({"target_modules": ["q_proj"]}))

@@ -127,8 +127,20 @@ def test_the_new_projector_is_the_same_every_time_and_an_old_one_is_kept_on_requ
     assert "\n" not in str(error.value)
 
 
-def test_rotary_frequencies_stay_float32_in_a_bf16_model():
-    model, _ = swap_vision_tower(*tiny_llava("Llava", torch.bfloat16), tiny_tower("RICE"))
+def test_our_rice_becomes_native_without_being_built_again():
+    """Initialising 300 million weights that are then replaced used to take longer than the rest of a swap."""
+    tower = tiny_tower("RICE")
+    before = torch.get_rng_state()
+    native = tower.to_native()
+    assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn
+    assert native.pre_layrnorm.weight.data_ptr() == tower.pre_layrnorm.weight.data_ptr()
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_rotary_frequencies_stay_float32_in_a_bf16_model(rounded):
+    given = tiny_tower("RICE")
+    given = given.to(torch.bfloat16) if rounded else given  # which rounds the frequencies, too
+    model, _ = swap_vision_tower(*tiny_llava("Llava", torch.bfloat16), given)
     tower = model.model.vision_tower
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in tower.buffers() if buffer.is_floating_point()} == {torch.float32}

@@ -1,7 +1,13 @@
-"""swap_checkpoint: files in, files out, proved, and never half."""
+"""swap_checkpoint: files in, files out, proved, and never half.
+
+A model with regions in a process of its own: `python -m pytest -n 0 -m slow tests/mllm/test_swap_on_disk.py`.
+"""
 
 import json
+import multiprocessing
+import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -40,6 +46,28 @@ def towers(tmp_path_factory) -> dict[str, Path]:
 def llava(tmp_path_factory) -> Path:
     """A bf16 Llava in the hub's layout, in three files."""
     return save_as(*tiny_llava("Llava", torch.bfloat16), tmp_path_factory.mktemp("llava"), "v4", shards=3)
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """What a fresh process would do is done by a forked one, which has imported everything already. Only for results
+    that this package opens: it cannot be forgotten."""
+
+    def run(command, **_):
+        *_, code, folder, given, whose = command
+        assert command[1] == "-c" and whose == "ours"
+
+        def work():
+            sys.argv = ["-c", folder, given, whose]
+            exec(compile(code, "reader", "exec"), {"__name__": "__main__"})
+
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start()
+        child.join()
+        return CompletedProcess(command, child.exitcode, stderr="see above")
+
+    if "fork" in multiprocessing.get_all_start_methods():
+        monkeypatch.setattr("subprocess.run", run)
 
 
 def tensors_of(folder) -> dict[str, torch.Tensor]:
@@ -104,8 +132,13 @@ def test_complaint_15_opens_in_plain_transformers_in_a_fresh_process(llava, towe
     assert json.loads((tmp_path / "out" / "swap.json").read_text())["kept"].keys() == language_of(llava).keys()
 
 
-@pytest.mark.parametrize("kind", ["Llava", "LlavaNext"])
-def test_regions_on_the_way_with_no_row_to_spare(kind, towers, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "fresh"),
+    [("Llava", False), ("LlavaNext", False), pytest.param("Llava", True, marks=pytest.mark.slow)],
+)
+def test_regions_on_the_way_with_no_row_to_spare(kind, fresh, towers, tmp_path, request):
+    if not fresh:
+        request.getfixturevalue("forked")
     model, processor = tiny_llava(kind, torch.float32)
     rows = len(processor.tokenizer)
     for part in (model.model.language_model.embed_tokens, model.lm_head):
@@ -129,7 +162,9 @@ def test_regions_on_the_way_with_no_row_to_spare(kind, towers, tmp_path):
         (UmgClipVisionModel, {}, None),  # its readout has no parameters
     ],
 )
-def test_a_tower_of_ours_stays_ours_when_the_native_one_would_be_another(readout, fields, stays, llava, tmp_path):
+def test_a_tower_of_ours_stays_ours_when_the_native_one_would_be_another(
+    readout, fields, stays, llava, tmp_path, forked
+):
     readout.from_native(tiny_tower("CLIP"), **fields).save_pretrained(tmp_path / "tower")
     verify = "full" if readout is ClocVisionModel else "bytes"
     report = swap_checkpoint(llava, tmp_path / "tower", tmp_path / "out", verify=verify)
@@ -141,6 +176,7 @@ def test_a_tower_of_ours_stays_ours_when_the_native_one_would_be_another(readout
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("Llava", "v4"), ("LlavaNext", "v5")])
+@pytest.mark.usefixtures("forked")
 def test_a_model_with_regions_is_a_source_too(kind, layout, towers, tmp_path):
     given = swap_vision_tower(*tiny_llava(kind, torch.bfloat16), tiny_tower("RICE", seed=7))
     source = save_as(*add_regions(*given), tmp_path / "in", layout, 2)

@@ -87,7 +87,8 @@ def encode(processor, turns=TURNS, **options):
     return conversation_ids(processor, turns, processor.frame((120, 90)), 2000, **options)[:2]
 
 
-def test_answers_and_the_token_that_ends_them_are_learned_and_nothing_else(family):
+def test_complaint_10_answers_and_the_token_that_ends_them_are_learned_and_nothing_else(family):
+    """LLaVA #1166, #375, #779: "tokenization mismatch", and a loss of 0 because every label was masked."""
     processor, end = family
     ids, labels = encode(processor)
     assert all(label in (IGNORED, token) for label, token in zip(labels, ids, strict=True))

@@ -7,8 +7,9 @@ import yaml
 
 from regiontower.benchmarks._tiny_llavas import tiny_llava, tiny_tower
 from regiontower.mllm import add_regions, swap_vision_tower
-from regiontower.train_stages.check_recipe import REGION_KINDS, check_recipe
+from regiontower.train_stages.check_recipe import REGION_KINDS, check_recipe, read_stage_recipe
 from regiontower.train_stages.conversation_kinds import KINDS
+from regiontower.train_stages.recipe import packaged_recipes
 from regiontower.train_stages.scenes import generate_scene
 from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel, UserError
 
@@ -89,6 +90,45 @@ def test_conversations_in_another_box_convention_are_found(parents, tmp_path, an
     options = (f"data={{sources: [{source}, {records}]}}", "model.box_format=square100")
     found = findings(parents, "rice", *options)
     assert said in found and bool(said) == ("conventions" in found)
+
+
+PACKAGED = [name for name in packaged_recipes() if name.startswith(("align", "instruct"))]
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """kind -> folder of a small model with regions, as `swap --regions` writes it."""
+    found = {}
+    for kind in ("Llava", "LlavaNext"):
+        found[kind] = tmp_path_factory.mktemp(kind)
+        for part in add_regions(*swap_vision_tower(*tiny_llava(kind), tiny_tower("RICE"))):
+            part.save_pretrained(found[kind])
+    return found
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_every_packaged_recipe_is_right(name, parents, wholes, tmp_path, monkeypatch):
+    """As it stands, with small models of the classes it is for, and files of the names it asks for."""
+    recipe = read_stage_recipe(name)
+    if hasattr(recipe.model, "mllm"):
+        models = [f"model.mllm={wholes['LlavaNext' if 'next' in name else 'Llava']}"]
+    else:
+        (parents / "plain_lm").mkdir(exist_ok=True)
+        models = [f"model.tower={parents / 'rice'}", f"model.language_model={parents / 'plain_lm'}"]
+    monkeypatch.chdir(tmp_path)
+    talk = [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "A star."}]
+    for source in getattr(recipe.data, "sources", ()):
+        for address in source.names():
+            path = tmp_path / (source.root or ".") / address
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(
+                json.dumps([{"conversations": talk}] if path.suffix == ".json" else {"conversations": talk})
+            )
+    assert [finding.line() for finding in check_recipe(name, models) if finding.level == "error"] == []
+    # And the check can fail:
+    if recipe.lr.region_projector == 0:
+        said = " ".join(finding.line() for finding in check_recipe(name, [*models, "lr.region_projector=1e-3"]))
+        assert "nothing in the data asks about a region" in said
 
 
 def test_other_recipes_and_absent_models_are_one_sentence(parents):

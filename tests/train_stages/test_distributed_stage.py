@@ -42,7 +42,9 @@ def losses(run_dir: Path) -> list[float]:
 # ---- the same recipe ----
 
 
-def by_recipe(rank: int, mllm: Path, scenes: Path, run_dir: Path, batch_size: int, lora: dict | None) -> None:
+def by_recipe(
+    rank: int, mllm: Path, scenes: Path, run_dir: Path, batch_size: int, steps: int, lora: dict | None
+) -> None:
     recipe = load_recipe(
         {
             "model": {"mllm": str(mllm)},
@@ -50,7 +52,7 @@ def by_recipe(rank: int, mllm: Path, scenes: Path, run_dir: Path, batch_size: in
             "lr": {"tower": 0.01, "projector": 0.05, "region_projector": 0.05, "language_model": 0.05},
             "lora": lora,
             "train": {
-                "steps": 50 if lora is None else 6,
+                "steps": steps,
                 "batch_size": batch_size,
                 "optimizer": "sgd",
                 "log_steps": 1,
@@ -62,16 +64,23 @@ def by_recipe(rank: int, mllm: Path, scenes: Path, run_dir: Path, batch_size: in
     instruct(recipe, run_dir, device="cpu")
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
-def test_the_first_50_losses_are_those_of_one_process(in_processes, tiny_mllm_dir, tmp_path, lora):
+@pytest.mark.parametrize(
+    ("steps", "lora"),
+    [
+        pytest.param(50, None, id="full", marks=pytest.mark.slow),
+        pytest.param(12, None, id="full-12"),
+        pytest.param(6, {"rank": 2}, id="lora"),
+    ],
+)
+def test_the_first_50_losses_are_those_of_one_process(in_processes, tiny_mllm_dir, tmp_path, steps, lora):
     """Same recipe, same global batch of 4, fp32, SGD, no dropout: 1e-4 relative. Answers differ in length, so a mean
-    over each process's own tokens would not do."""
+    over each process's own tokens would not do. All 50: `pytest -n 0 -m slow tests/train_stages`."""
     scenes = write_scenes(tmp_path / "scenes", 12, 0, preset="easy", progress=False)
-    by_recipe(0, tiny_mllm_dir, scenes, tmp_path / "one", 4, lora)
-    in_processes(2, by_recipe, tiny_mllm_dir, scenes, tmp_path / "two", 2, lora)
+    by_recipe(0, tiny_mllm_dir, scenes, tmp_path / "one", 4, steps, lora)
+    in_processes(2, by_recipe, tiny_mllm_dir, scenes, tmp_path / "two", 2, steps, lora)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == len(two) == (50 if lora is None else 6)
-    assert lora is not None or sum(one[-5:]) < sum(one[:5])  # it learns, so equal losses mean equal steps
+    assert len(one) == len(two) == len(set(one)) == steps
+    assert steps < 50 or sum(one[-5:]) < sum(one[:5])  # it learns, so equal losses mean equal steps
     assert two == pytest.approx(one, rel=1e-4)
 
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from regiontower.train_stages.engine import Part, StageInterrupted, run_stage
+from regiontower.train_stages.engine.checkpoint_files import write_digest
 from regiontower.train_stages.recipe import TrainConfig
 from regiontower.vision_towers.errors import UserError
 
@@ -142,5 +143,6 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_not_a_warning(tmp_path):
     file = tmp_path / "run" / "checkpoints" / "step_4" / "model.safetensors"
     tensors = {name.replace("model.vision_tower", "vision_tower"): tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
+    write_digest(file.parent)  # whole, but of another model
     with pytest.raises(UserError, match=r"checkpoint does not fit the model \(\d+ tensors missing, \d+ unknown"):
         run(tmp_path / "run", tiny_llava(0), llava_rows())

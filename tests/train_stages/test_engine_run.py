@@ -24,12 +24,12 @@ from regiontower.train_stages.engine import (
     StageInterrupted,
     StreamedDataset,
     run_stage,
-    weights_hash,
 )
 from regiontower.train_stages.engine.run_dir import checkpoints
 from regiontower.train_stages.engine.run_log import EVAL_FILE, LOG_FILE, EvalRow, LogRow, read_rows
 from regiontower.train_stages.recipe import TrainConfig, load_recipe
 from regiontower.vision_towers.errors import UserError
+from regiontower.vision_towers.weights_hash import weights_hash
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from regiontower.train_stages import feature_cache
 from regiontower.train_stages.chat_samples import encode, with_pixels
@@ -221,21 +220,10 @@ def test_the_key_holds_all_that_features_depend_on(make_tiny_mllm, tmp_path):
 # ---- in a run ----
 
 
-@pytest.fixture(scope="module")
-def parents(make_tiny_mllm, tmp_path_factory):
-    model, processor = make_tiny_mllm()
-    folder = tmp_path_factory.mktemp("parents")
-    model.model.vision_tower.save_pretrained(folder / "tower")
-    language_model = AutoModelForCausalLM.from_config(model.config.text_config)
-    language_model.save_pretrained(folder / "lm")
-    processor.tokenizer.save_pretrained(folder / "lm")
-    return folder
-
-
-def recipe(root, parents, *overrides):
+def recipe(root, tiny_parents, *overrides):
     return load_recipe(
         {
-            "model": {"tower": str(parents / "tower"), "language_model": str(parents / "lm")},
+            "model": {"tower": str(tiny_parents / "tower"), "language_model": str(tiny_parents / "lm")},
             "data": {
                 "sources": [{"records": str(root / "records.jsonl"), "turns": 3}],
                 "batches": "packed",
@@ -249,10 +237,10 @@ def recipe(root, parents, *overrides):
     )
 
 
-def test_align_with_the_cache_ends_where_align_without_it_does(root, parents, tmp_path, capsys):
+def test_align_with_the_cache_ends_where_align_without_it_does(root, tiny_parents, tmp_path, capsys):
     runs = {}
     for choice in ("null", "fp32"):
-        align(recipe(root, parents, f"data.feature_cache={choice}"), tmp_path / choice, device="cpu")
+        align(recipe(root, tiny_parents, f"data.feature_cache={choice}"), tmp_path / choice, device="cpu")
         runs[choice] = load_file(tmp_path / choice / "model.safetensors")
     assert "feature cache: 6 pictures x 64 tokens" in capsys.readouterr().err.replace("\n", " ")
     moved = 0
@@ -270,8 +258,8 @@ def test_align_with_the_cache_ends_where_align_without_it_does(root, parents, tm
         ("model.row_end=true", "different numbers of tokens"),
     ],
 )
-def test_the_cache_is_refused_where_features_change(root, parents, tmp_path, override, why):
-    asked = recipe(root, parents, "data.feature_cache=bf16", "data.batches=plain", override)
+def test_the_cache_is_refused_where_features_change(root, tiny_parents, tmp_path, override, why):
+    asked = recipe(root, tiny_parents, "data.feature_cache=bf16", "data.batches=plain", override)
     with pytest.raises(UserError, match=why) as error:
         align(asked, tmp_path / "run", device="cpu")
     assert "set data.feature_cache=null" in str(error.value) and "\n" not in str(error.value)

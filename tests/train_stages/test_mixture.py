@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
 from regiontower.train_stages import picture_file
 from regiontower.train_stages.chat_samples import Example, Unusable, encode, with_pixels
@@ -346,25 +346,12 @@ def test_records_are_read_when_they_are_drawn(root, tmp_path, processor):
 # ---- recipes and runs ----
 
 
-@pytest.fixture(scope="module")
-def parents(make_tiny_mllm, tmp_path_factory):
-    model, processor = make_tiny_mllm()
-    folder = tmp_path_factory.mktemp("parents")
-    model.model.vision_tower.save_pretrained(folder / "tower")
-    language_model = AutoModelForCausalLM.from_config(model.config.text_config)
-    language_model.model.load_state_dict(model.model.language_model.state_dict())
-    language_model.tie_weights()
-    language_model.save_pretrained(folder / "lm")
-    processor.tokenizer.save_pretrained(folder / "lm")
-    return folder
-
-
-def recipe(root, parents, **data):
+def recipe(root, tiny_parents, **data):
     talks = {"records": str(root / "talks.jsonl"), "format": "conversations"}
     records = {"records": str(root / "records.jsonl"), "mix": {"classify": 1, "grounding": 1}, "turns": 3}
     return load_recipe(
         {
-            "model": {"tower": str(parents / "tower"), "language_model": str(parents / "lm")},
+            "model": {"tower": str(tiny_parents / "tower"), "language_model": str(tiny_parents / "lm")},
             "data": {"sources": [records, talks], "window": 8, **data},
             "train": {"steps": 5, "batch_size": 2, "threads": 1, "log_steps": 1, "save_steps": 2},
         },
@@ -373,13 +360,13 @@ def recipe(root, parents, **data):
 
 
 @pytest.mark.parametrize("batches", ["grouped", "packed"])
-def test_a_run_that_was_stopped_equals_the_straight_one(root, parents, tmp_path, batches):
+def test_a_run_that_was_stopped_equals_the_straight_one(root, tiny_parents, tmp_path, batches):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    asked = recipe(root, parents, batches=batches, row_tokens=400, max_tokens=400)
+    asked = recipe(root, tiny_parents, batches=batches, row_tokens=400, max_tokens=400)
     align(asked, tmp_path / "straight", device="cpu")
     with pytest.raises(StageInterrupted):
         align(asked, tmp_path / "stopped", device="cpu", callbacks=[Stop()])
@@ -390,8 +377,8 @@ def test_a_run_that_was_stopped_equals_the_straight_one(root, parents, tmp_path,
     assert stage["data"] == {"sources": mixture_hash(asked.data.sources)}
 
 
-def test_an_epoch_is_every_sample_once(root, parents, processor):
-    asked = recipe(root, parents, batches="plain")
+def test_an_epoch_is_every_sample_once(root, tiny_parents, processor):
+    asked = recipe(root, tiny_parents, batches="plain")
     stream = Stream(windows_of(processor, open_mixture(asked.data.sources, 0)), plain, by_count=True, batch=2)
     assert len(stream) == 2 * COUNT + 4
     in_rows = Stream(windows_of(processor, open_mixture(asked.data.sources, 0)), packed(600), by_count=False, batch=2)
@@ -400,7 +387,7 @@ def test_an_epoch_is_every_sample_once(root, parents, processor):
     assert max(names.values()) <= 4  # the conversations without a picture have one name
 
 
-def test_recipes_that_cannot_be_are_one_sentence(root, parents):
+def test_recipes_that_cannot_be_are_one_sentence(root, tiny_parents):
     for data, said in (
         ({"batches": "sorted"}, "data.batches"),
         ({"batch": "packed"}, "did you mean data.batches"),
@@ -409,6 +396,6 @@ def test_recipes_that_cannot_be_are_one_sentence(root, parents):
         ({"turns": 4}, "data.turns"),
     ):
         with pytest.raises(UserError, match=said) as error:
-            recipe(root, parents, **data)
+            recipe(root, tiny_parents, **data)
         assert "<" not in str(error.value)
-    assert isinstance(recipe(root, parents).data, MixtureData)
+    assert isinstance(recipe(root, tiny_parents).data, MixtureData)

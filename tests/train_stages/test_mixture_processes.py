@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from transformers import AutoModelForCausalLM
 
 from regiontower.train_stages.mllm_stage import AlignRecipe, align
 from regiontower.train_stages.recipe import load_recipe
@@ -13,8 +12,8 @@ STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def root(make_tiny_mllm, tmp_path_factory):
-    """Scenes, as many conversations without a picture, a tower and a language model."""
+def root(tmp_path_factory):
+    """Scenes, and as many conversations without a picture."""
     folder = tmp_path_factory.mktemp("processes")
     write_scenes(folder, 10, 0, preset="easy", progress=False)
     talks = [
@@ -22,17 +21,13 @@ def root(make_tiny_mllm, tmp_path_factory):
         for number in range(10)
     ]
     (folder / "talks.jsonl").write_text("\n".join(json.dumps({"conversations": talk}) for talk in talks))
-    model, processor = make_tiny_mllm()
-    model.model.vision_tower.save_pretrained(folder / "tower")
-    AutoModelForCausalLM.from_config(model.config.text_config).save_pretrained(folder / "lm")
-    processor.tokenizer.save_pretrained(folder / "lm")
     return folder
 
 
-def run(rank, root, out, batch_size, data):
+def run(rank, root, parents, out, batch_size, data):
     records = {"records": str(root / "records.jsonl"), "mix": {"classify": 1, "grounding": 1}, "turns": 2}
     recipe = {
-        "model": {"tower": str(root / "tower"), "language_model": str(root / "lm")},
+        "model": {"tower": str(parents / "tower"), "language_model": str(parents / "lm")},
         "data": {"sources": [records, {"records": str(root / "talks.jsonl"), "format": "conversations"}], **data},
         "lr": {"projector": 0.1, "region_projector": 0.1},
         "train": {"steps": STEPS, "batch_size": batch_size, "threads": 1, "log_steps": 1, "optimizer": "sgd"},
@@ -52,10 +47,10 @@ def losses(out):
     ],
     ids=["grouped", "packed"],
 )
-def test_two_processes_have_the_losses_of_one(in_processes, root, tmp_path, data):
+def test_two_processes_have_the_losses_of_one(in_processes, root, tiny_parents, tmp_path, data):
     """Batches without a picture come between those with one: no process waits for the other."""
-    in_processes(2, run, root, tmp_path / "two", 2, data)
-    in_processes(1, run, root, tmp_path / "one", 4, data)
+    in_processes(2, run, root, tiny_parents, tmp_path / "two", 2, data)
+    in_processes(1, run, root, tiny_parents, tmp_path / "one", 4, data)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == STEPS and len(set(one)) == STEPS
     assert two == pytest.approx(one, rel=1e-4)

@@ -30,36 +30,21 @@ def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("scenes"), 12, 0, preset="easy", progress=False)
 
 
-@pytest.fixture(scope="module")
-def parents(make_tiny_mllm, tmp_path_factory):
-    """A tower and a language model as stages 0 and 0b leave them."""
-    model, processor = make_tiny_mllm()
-    folder = tmp_path_factory.mktemp("parents")
-    model.model.vision_tower.save_pretrained(folder / "tower")
-    language_model = AutoModelForCausalLM.from_config(model.config.text_config)
-    language_model.model.load_state_dict(model.model.language_model.state_dict())
-    language_model.tie_weights()
-    language_model.generation_config.eos_token_id = model.generation_config.eos_token_id
-    language_model.save_pretrained(folder / "lm")
-    processor.tokenizer.save_pretrained(folder / "lm")
-    return folder
-
-
-def align_recipe(scenes, parents, **train) -> AlignRecipe:
-    model = {"tower": str(parents / "tower"), "language_model": str(parents / "lm")}
+def align_recipe(scenes, tiny_parents, **train) -> AlignRecipe:
+    model = {"tower": str(tiny_parents / "tower"), "language_model": str(tiny_parents / "lm")}
     data = {"records": str(scenes), "turns": 3, "mix": {"classify": 1, "grounding": 1}}
     return load_recipe({"model": model, "data": data, "train": TRAIN | train}, AlignRecipe)
 
 
 @pytest.fixture(scope="module")
-def aligned(scenes, parents, tmp_path_factory):
-    return align(align_recipe(scenes, parents), tmp_path_factory.mktemp("runs") / "align", device="cpu")
+def aligned(scenes, tiny_parents, tmp_path_factory):
+    return align(align_recipe(scenes, tiny_parents), tmp_path_factory.mktemp("runs") / "align", device="cpu")
 
 
-def test_align_moves_the_projectors_and_nothing_else(aligned, parents):
+def test_align_moves_the_projectors_and_nothing_else(aligned, tiny_parents):
     assert aligned.steps == 6
     model, processor = load_mllm(aligned.run_dir)
-    tower, lm = load_tower(parents / "tower"), AutoModelForCausalLM.from_pretrained(parents / "lm")
+    tower, lm = load_tower(tiny_parents / "tower"), AutoModelForCausalLM.from_pretrained(tiny_parents / "lm")
     for name, tensor in tower.state_dict().items():
         assert torch.equal(model.model.vision_tower.state_dict()[name], tensor), name
     for name, tensor in lm.model.state_dict().items():
@@ -93,13 +78,13 @@ def test_instruct_goes_on_from_align_and_learns(aligned, scenes, tmp_path):
     assert moved and not any("vision_tower" in name for name in moved)
 
 
-def test_a_resumed_run_equals_the_straight_one(aligned, scenes, parents, tmp_path):
+def test_a_resumed_run_equals_the_straight_one(aligned, scenes, tiny_parents, tmp_path):
     class StopAtFour(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    recipe, run_dir = align_recipe(scenes, parents), tmp_path / "align"
+    recipe, run_dir = align_recipe(scenes, tiny_parents), tmp_path / "align"
     with pytest.raises(StageInterrupted):
         align(recipe, run_dir, device="cpu", callbacks=[StopAtFour()])
     assert json.loads((run_dir / "stage.json").read_text())["status"] == "interrupted"
@@ -170,8 +155,8 @@ def test_packaged_recipes_are_valid(name):
     load_recipe(name, AlignRecipe if name.startswith("align") else InstructRecipe)
 
 
-def test_what_cannot_be_opened_is_one_sentence(scenes, parents, tmp_path):
-    recipe = align_recipe(scenes, parents)
+def test_what_cannot_be_opened_is_one_sentence(scenes, tiny_parents, tmp_path):
+    recipe = align_recipe(scenes, tiny_parents)
     for key in ("tower", "language_model"):
         broken = load_recipe(
             {
@@ -190,12 +175,12 @@ def test_what_cannot_be_opened_is_one_sentence(scenes, parents, tmp_path):
         assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_real_records_train_without_a_bad_or_lost_one(shared_data, parents, tmp_path):
+def test_real_records_train_without_a_bad_or_lost_one(shared_data, tiny_parents, tmp_path):
     """The committed recipe reads photographs and receipts; every record is read, none is skipped without a word."""
     overrides = [
         f"data.root={shared_data}",
-        f"model.tower={parents / 'tower'}",
-        f"model.language_model={parents / 'lm'}",
+        f"model.tower={tiny_parents / 'tower'}",
+        f"model.language_model={tiny_parents / 'lm'}",
         "train.steps=2",
         "train.epochs=null",
         "train.batch_size=4",

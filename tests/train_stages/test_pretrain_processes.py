@@ -1,4 +1,7 @@
-"""Stage 0 in several gloo processes: what one process trains at the same global batch, with centres cut in pieces."""
+"""Stage 0 in several gloo processes: what one process trains at the same global batch, with centres cut in pieces.
+
+All ways: `python -m pytest -n 0 -m "slow or not slow" tests/train_stages/test_pretrain_processes.py`.
+"""
 
 import json
 import signal
@@ -77,8 +80,18 @@ def assert_equal(run_dir, losses, weights, atol):
         torch.testing.assert_close(found[name], value, rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_processes_equal_one_and_take_each_other_up(in_processes, tmp_path, records, optimizer):
+SLOW = pytest.mark.slow
+# (optimizer, processes that train from beginning to end, (processes before, processes after) of runs that are taken up)
+WAYS = [
+    pytest.param("sgd", 2, [(2, 3)], id="sgd-2-3"),
+    pytest.param("adamw", 3, [(2, 1)], id="adamw-3-1"),
+    pytest.param("sgd", 3, [(2, 1), (1, 2)], id="sgd-rest", marks=SLOW),
+    pytest.param("adamw", 2, [(2, 3), (1, 2)], id="adamw-rest", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "processes", "taken_up"), WAYS)
+def test_processes_equal_one_and_take_each_other_up(in_processes, tmp_path, records, optimizer, processes, taken_up):
     overrides = [f"train.optimizer={optimizer}", "model.rice.loss.sample_rate=1.0"]
     train(0, 1, tmp_path / "one", records, overrides)
     losses, weights = result(tmp_path / "one")
@@ -86,12 +99,11 @@ def test_processes_equal_one_and_take_each_other_up(in_processes, tmp_path, reco
     # Adam divides by the size of a gradient: where that is near 0, rounding decides a whole step.
     atol = 1e-5 if optimizer == "sgd" else 2e-3
 
-    for processes in (2, 3):
-        in_processes(processes, train, processes, tmp_path / f"{processes}", records, overrides)
-        assert_equal(tmp_path / f"{processes}", losses, weights, atol)
-        pieces = (tmp_path / f"{processes}" / "checkpoints" / "step_4" / "shards").glob("*.distcp")
-        assert sorted(path.name[:4] for path in pieces) == [f"__{rank}_" for rank in range(processes)]
-    for before, after in ((2, 1), (2, 3), (1, 2)):
+    in_processes(processes, train, processes, tmp_path / "all", records, overrides)
+    assert_equal(tmp_path / "all", losses, weights, atol)
+    pieces = (tmp_path / "all" / "checkpoints" / "step_4" / "shards").glob("*.distcp")
+    assert sorted(path.name[:4] for path in pieces) == [f"__{rank}_" for rank in range(processes)]
+    for before, after in taken_up:
         run = tmp_path / f"{before}-{after}"
         for count, stop in ((before, True), (after, False)):
             if count == 1:
@@ -130,6 +142,7 @@ def test_texts_are_contrasted_with_those_of_all_processes(in_processes, tmp_path
     assert_equal(tmp_path / "two", *result(tmp_path / "one"), 1e-5)
 
 
+@SLOW  # three fresh interpreters; the processes of the other tests are set up as torchrun sets them up
 def test_the_command_under_torchrun(tmp_path, records):
     values = [
         "train.steps=1",

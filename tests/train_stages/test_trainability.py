@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from regiontower.mllm import load_mllm
 from regiontower.train_stages.engine import apply_parts
@@ -76,30 +75,30 @@ def test_requires_grad_is_what_the_table_says(name, make_tiny_mllm):
                 assert parameter.requires_grad is expected, path
 
 
+@dataclass(frozen=True)
+class Material:
+    """A tower and a language model, both together, and scenes."""
+
+    parents: Path
+    mllm: Path
+    scenes: Path
+
+
 @pytest.fixture(scope="module")
-def material(make_tiny_mllm, tmp_path_factory):
-    """A tower, a language model, both together, and scenes."""
-    folder = tmp_path_factory.mktemp("material")
-    model, processor = make_tiny_mllm()
-    for part in (model, processor):
-        part.save_pretrained(folder / "mllm")
-    model.model.vision_tower.save_pretrained(folder / "tower")
-    language_model = AutoModelForCausalLM.from_config(model.config.text_config)
-    language_model.model.load_state_dict(model.model.language_model.state_dict())
-    language_model.save_pretrained(folder / "lm")
-    processor.tokenizer.save_pretrained(folder / "lm")
-    write_scenes(folder / "scenes", 8, 0, preset="easy", progress=False)
-    return folder
+def material(tiny_parents, tiny_mllm_dir, tmp_path_factory):
+    scenes = write_scenes(tmp_path_factory.mktemp("scenes"), 8, 0, preset="easy", progress=False)
+    return Material(tiny_parents, tiny_mllm_dir, scenes)
 
 
-def small(name: str, material: Path, *more: str):
+def small(name: str, material: Material, *more: str):
     """The recipe on tiny models and scenes, for two steps. Rates are what is looked at, and tiny models need more."""
     recipe = read(name)
     whole = name.startswith("instruct") or hasattr(recipe.model, "mllm")
-    parents = {"mllm": str(material / "mllm")}
+    parents = {"mllm": str(material.mllm)}
     if not whole:
-        parents = {"tower": str(material / "tower"), "language_model": str(material / "lm")}
-    data = {"records": str(material / "scenes" / "records.jsonl"), "turns": 4, "cache_dir": str(material / "pixels")}
+        parents = {"tower": str(material.parents / "tower"), "language_model": str(material.parents / "lm")}
+    pixels = material.scenes.parent / "pixels"
+    data = {"records": str(material.scenes), "turns": 4, "cache_dir": str(pixels)}
     overrides = [f"model={json.dumps(parents)}", f"data={json.dumps(data)}"]
     steps = {"steps": 2, "epochs": None, "batch_size": 4, "grad_accum": 1, "precision": "fp32", "compile": False}
     steps |= {"threads": 1, "workers": 0, "log_steps": 1, "warmup": 0, "schedule": "constant", "weight_decay": 0}
@@ -115,7 +114,7 @@ def test_weights_move_where_the_table_says_and_nowhere_else(name, material, tmp_
     rows = {row["part"]: row for row in json.loads((run / "stage.json").read_text())["parts"]}
     # An align run makes its projectors; what they were before they trained stands in nobody's files.
     made = set() if hasattr(recipe.model, "mllm") else {"projector", "region_projector"}
-    before, _ = load_mllm(material / "mllm", device="cpu")
+    before, _ = load_mllm(material.mllm, device="cpu")
     after, _ = load_mllm(run, device="cpu", merge=True)
     start, end = dict(before.named_parameters()), dict(after.named_parameters())
     for part, prefixes in PARTS.items():
@@ -138,7 +137,7 @@ def tower_names(model) -> list[str]:
 def test_complaint_4_an_unfrozen_tower_trains_at_its_own_rate(material, tmp_path):
     """LLaVA #1537 (a forgotten no_grad), TinyLLaVA #185 (a rate of its own that nobody read)."""
     recipe = small("instruct-rice-next", material)
-    model, _ = load_mllm(material / "mllm", device="cpu")
+    model, _ = load_mllm(material.mllm, device="cpu")
     groups = parameter_groups(model, tuned_parts(model, asdict(recipe.lr), LayerDecay()), 0.0)
     assert {group["part"]: group["lr"] for group in groups} == {
         "tower": 2e-6,

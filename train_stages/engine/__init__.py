@@ -4,7 +4,6 @@ from .arguments import join_processes
 from .audit import AuditError, AuditResult
 from .held_out import HeldOut
 from .interrupt import StageInterrupted
-from .manifest import weights_hash
 from .parts import Part, apply_parts, part_rows, trainability_table
 from .run import StageResult, finished_result, run_stage
 from .streamed import StreamedDataset
@@ -25,5 +24,4 @@ __all__ = [
     "part_rows",
     "run_stage",
     "trainability_table",
-    "weights_hash",
 ]

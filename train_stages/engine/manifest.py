@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -15,28 +14,12 @@ import torch
 
 from ...vision_towers.errors import UserError
 from ...vision_towers.packaged import model_source
+from ...vision_towers.weights_hash import weights_hash
+from ..atomic_write import write_atomically
 
 STAGE_FILE = "stage.json"
 _PACKAGES = ("regiontower", "torch", "torchvision", "transformers", "accelerate", "peft", "numpy", "pillow")
 _PARENT_KEYS = ("stage", "status", "steps", "seconds", "final_loss", "data")
-
-
-def weights_hash(folder: Path | str) -> str:
-    """sha256 (hex) over the names and bytes of `folder`'s *.safetensors files, in the order of their names.
-
-    Raises:
-        UserError: the folder holds no safetensors file.
-    """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder}: no *.safetensors file, so this is no model directory.")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def parent_record(parent: Path | str) -> dict[str, Any]:
@@ -95,10 +78,3 @@ def read_stage(run_dir: Path) -> dict[str, Any] | None:
 def write_stage(run_dir: Path, stage: Mapping[str, Any]) -> None:
     """Write stage.json at once or not at all."""
     write_atomically(run_dir / STAGE_FILE, json.dumps(stage, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, then rename: a reader or a crash sees the old file or the new one, never half of one."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

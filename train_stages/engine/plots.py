@@ -33,8 +33,11 @@ def plot_run(rows: Sequence[LogRow], evals: Sequence[EvalRow], path: Path, title
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     heights = (4, 2, 1) if evals else (4, 1)
-    figure = Figure(figsize=(8, 5 * sum(heights) / 5), layout="constrained")
+    height = sum(heights)
+    figure = Figure(figsize=(8, height))
     FigureCanvasAgg(figure)
+    # Margins are given: to find them, matplotlib would draw everything twice.
+    figure.subplots_adjust(left=0.1, right=0.93, bottom=0.5 / height, top=1 - 0.35 / height, hspace=0.12)
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     upper, lower = axes[0], axes[-1]
     if evals:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ...vision_towers.errors import UserError
-from ..recipe import flatten, plain, read_yaml
+from ..recipe import differences, plain, read_yaml
 from .checkpoint_files import damage
 from .manifest import STAGE_FILE, read_stage
 from .plots import PLOT_FILE
@@ -94,17 +94,6 @@ def _same_batch_over_processes(before: dict, processes_before: int, now: dict, p
     sizes = old.get("batch_size"), new.get("batch_size")
     if None not in sizes and sizes[0] * processes_before == sizes[1] * processes:
         old["batch_size"] = new["batch_size"]
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`["recipe.train.steps: 8 there, 16 now", ...]`"""
-    old, new = flatten(before), flatten(now)
-    absent = "nothing"
-    return [
-        f"{key}: {old.get(key, absent)} there, {new.get(key, absent)} now"
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key, absent) != new.get(key, absent)
-    ]
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from .manifest import write_atomically
+from ..atomic_write import write_atomically
 
 LOG_FILE = "log.jsonl"
 EVAL_FILE = "eval.jsonl"

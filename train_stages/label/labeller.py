@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from ...vision_towers.errors import UserError
 from ...vision_towers.packaged import model_source
-from ..engine.manifest import weights_hash
+from ...vision_towers.weights_hash import weights_hash
 from ..records import Record
 
 

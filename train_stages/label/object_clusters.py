@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...vision_towers.errors import UserError
-from ..engine.manifest import write_atomically
+from ..atomic_write import write_atomically
 from ..record_io import read_records
 from .centres import SCRATCH, Centres, KMeansConfig, candidate_rows, find_or_open
 from .cluster_page import Nearest, cluster_page

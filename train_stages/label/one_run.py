@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from filelock import FileLock, Timeout
 from ...vision_towers.errors import UserError
 
 LOCK = ".lock"
+_held: set[Path] = set()  # by this process: some file systems (NFS) grant a process its own lock again
+_held_lock = threading.Lock()
 
 
 @contextmanager
@@ -23,17 +26,26 @@ def only_run(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder for the shards.")
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    taken = UserError(f"another run is writing into {folder}: wait for its end, or choose a new folder.")
+    here = folder.resolve()
+    with _held_lock:
+        if here in _held:
+            raise taken
+        _held.add(here)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another run is writing into {folder}: wait for its end, or choose a new folder.") from None
-    try:
-        yield
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise taken from None
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+            lock.release()
     finally:
-        if made and [path.name for path in folder.iterdir()] == [LOCK]:
-            (folder / LOCK).unlink()
-            folder.rmdir()
-        lock.release()
+        _held.discard(here)

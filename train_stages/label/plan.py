@@ -15,8 +15,8 @@ from typing import Any
 
 from ...vision_towers.errors import UserError
 from ..bad_records import BadRecord, refuse_too_many_bad
-from ..engine.run_dir import differences
 from ..images import ImageError, image_size
+from ..recipe import differences
 from ..record_io import read_records, write_records
 from ..records import Record
 from ..webdataset import IMAGE_SUFFIXES

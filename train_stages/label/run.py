@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ...mllm.load import DTYPES, resolve_device
 from ...vision_towers.errors import UserError
+from ..atomic_write import write_atomically
 from ..bad_records import BadRecord, name_bad, refuse_too_many_bad
-from ..engine.manifest import write_atomically
 from .labeller import Engine, source_key
 from .one_run import only_run
 from .plan import FOLDER as PLAN

@@ -212,6 +212,31 @@ def tiny_llava_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def signs(tmp_path_factory):
+    """Six pictures of a word each, named after it, and one that is broken: do not write there."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    folder = tmp_path_factory.mktemp("signs")
+    for word in ("HELLO", "WORLD", "TOWER", "RIVER", "HOUSE", "GREEN"):
+        picture = Image.new("RGB", (200, 100), "white")
+        ImageDraw.Draw(picture).text((30, 30), word, fill="black", font=ImageFont.load_default(30))
+        picture.save(folder / f"{word}.png")
+    whole = (folder / "HELLO.png").read_bytes()
+    (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def read_folder():
+    """`read_folder(out)`: the bytes of every file in it, by name."""
+
+    def read(out):
+        return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+    return read
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of three pictures of noise, 520 x 460 px."""
