@@ -111,8 +111,12 @@ def decode_answer(
 
 def text_ids(processor: Any, ids: Sequence[int], convention: str | None = None) -> list[int]:
     """The answer itself: generated ids up to the first special token (end of turn, padding)."""
-    tokenizer, marks = processor.tokenizer, box_format(convention or processor.box_format).syntax.reserved
-    # A tokenizer may hold the box format's own tags as special tokens: those are part of the answer.
-    special = {i for i in tokenizer.all_special_ids if tokenizer.convert_ids_to_tokens(i) not in marks}
+    special = end_ids(processor, convention)
     end = next((i for i, token in enumerate(ids) if token in special), len(ids))
     return list(ids[:end])
+
+
+def end_ids(processor: Any, convention: str | None = None) -> set[int]:
+    """Ids that end an answer: all special tokens, but for the box format's own tags, which are part of it."""
+    tokenizer, marks = processor.tokenizer, box_format(convention or processor.box_format).syntax.reserved
+    return {i for i in tokenizer.all_special_ids if tokenizer.convert_ids_to_tokens(i) not in marks}

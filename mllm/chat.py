@@ -10,7 +10,7 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..vision_towers import TowerFeatures, UserError, describe_tower
-from .answers import Answer, decode_answer, model_inputs, text_ids
+from .answers import Answer, decode_answer, end_ids, model_inputs, text_ids
 from .bos import adds_special_tokens
 from .boxes import Boxes
 from .draw import OVERLAY_COLORS, draw_boxes
@@ -169,6 +169,12 @@ class ChatSession:
             encoded["region"] = encoded_rows([rows])
         return encoded
 
+    def _ends(self) -> list[int]:
+        """What the model ends with, and whatever else ends an answer: text behind it would be shown and be no part."""
+        own = self.model.generation_config.eos_token_id
+        own = [own] if isinstance(own, int) else own or []
+        return sorted(end_ids(self.processor) | set(own))
+
     def _generate(self, ids: torch.Tensor, encoded: dict, answer_ids: list[int]) -> Iterator[str]:
         cache = self._prefix.cache
         before = cache.get_seq_length()
@@ -184,6 +190,7 @@ class ChatSession:
                         past_key_values=cache,
                         mm_encoder_outputs=encoded,
                         max_new_tokens=self.max_new_tokens,
+                        eos_token_id=self._ends(),
                         streamer=streamer,
                         stopping_criteria=StoppingCriteriaList([stop]),
                         return_dict_in_generate=True,

@@ -54,7 +54,8 @@ def check_odd_layers(model: torch.nn.Module) -> None:
     Raises:
         UserError: a layer has a number of inputs that is no multiple of the block that shares a scale.
     """
-    for name, module in model.named_modules():
+    layers: list[tuple[str, Any]] = list(model.named_modules())
+    for name, module in layers:
         if not hasattr(module, "support_avx512bf16_for_cpu") or module.weight.device.type != "cpu":
             continue
         block = module.weight.blocksize
@@ -69,7 +70,8 @@ def check_odd_layers(model: torch.nn.Module) -> None:
 def ready_to_train(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Products with 4-bit weights are computed in `dtype`, and the weights keep the layout that a backward pass reads
     (an evaluation between two steps would pack them for answers alone)."""
-    for module in model.modules():
+    layers: list[Any] = list(model.modules())
+    for module in layers:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.compute_dtype = dtype
             module.support_avx512bf16_for_cpu = False

@@ -58,7 +58,7 @@ def test_turns_answer_as_a_chat_session_does_and_the_tower_runs_once(engine, tok
 def test_a_stream_grows_and_its_last_turn_is_whole(engine, token):
     pieces = []
     for question in ("Describe it.", "Find the star", "Hello", "What colour?"):  # random weights say anything
-        texts = [turns["one"].answer for turns in engine.ask(token, ["one"], question, max_new_tokens=8)]
+        texts = [turns["one"].answer for turns in engine.ask(token, ["one"], question, max_new_tokens=16)]
         whole = texts.pop()
         assert texts[0] == "" and all(b.startswith(a) for a, b in pairwise(texts))
         assert texts[-1].strip() == whole
