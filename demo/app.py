@@ -141,7 +141,8 @@ def _looking(
     limits: Limits,
 ) -> None:
     """The views of the tower."""
-    looking, menus = _working(limits) | {"show_progress": "minimal"}, [models.model, models.other]
+    looking: dict[str, Any] = _working(limits) | {"show_progress": "minimal"}
+    menus = [models.model, models.other]
     views.heat.click(handlers.similarity, [token, picture.stage, *menus], [views.heat_panel, notice], **looking)
     views.pca.click(handlers.tokens, [token, *menus], [views.pca_panel, notice], **looking)
 

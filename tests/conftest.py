@@ -152,6 +152,7 @@ def in_processes(tmp_path):
     """
     import multiprocessing
     import socket
+    import time
     from datetime import timedelta
 
     import torch
@@ -169,11 +170,14 @@ def in_processes(tmp_path):
         os.environ.update({name: str(value) for name, value in names.items()})
         AcceleratorState._reset_state(True)  # the parent may have been a single process of accelerate's
         dist.init_process_group("gloo", timeout=timedelta(seconds=120))  # of a busy machine
+        (folder / f"{rank}.joined").touch()
         torch.save(work(rank, *arguments), folder / f"{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()
 
-    def run(count, work, *arguments):
+    def start(count, work, arguments):
+        """The processes and their folder, once all have found each other; None when gloo lost a connection, as it
+        does now and then while many are opened on one machine."""
         folder = tmp_path / f"processes{next(calls)}"
         folder.mkdir()
         with socket.socket() as probe:
@@ -184,6 +188,19 @@ def in_processes(tmp_path):
         ranks = [context.Process(target=rank_main, args=(rank, *about)) for rank in range(count)]
         for process in ranks:
             process.start()
+        latest = time.monotonic() + 60
+        while not all((folder / f"{rank}.joined").exists() for rank in range(count)):
+            if time.monotonic() > latest or any(process.exitcode for process in ranks):
+                for process in ranks:
+                    process.kill()
+                return None
+            time.sleep(0.02)
+        return ranks, folder
+
+    def run(count, work, *arguments):
+        found = next(filter(None, (start(count, work, arguments) for _ in range(3))), None)
+        assert found is not None, "gloo did not connect the processes, three times"
+        ranks, folder = found
         for process in ranks:
             process.join(timeout=200)
             process.kill()

@@ -21,7 +21,7 @@ def test_both_classes_give_the_same_answers_and_the_last_line_compares_them(monk
     last = json.loads(output.out.strip().splitlines()[-1])
     assert set(last) == {"ours_over_llava_hf", "ours_batch1_over_llava_hf", "identical"}
     assert last["identical"] == 1.0 and last["ours_over_llava_hf"] > 0
-    report = json.loads(output.err[output.err.index('{\n  "ours') :])
+    report = json.loads(output.err[output.err.index("{\n") :])
     assert report["empty"] == 0 and report["questions"] == 18 and len(report["rounds"]) == 3
     assert report["different_answers"] > 9  # pictures and words matter, or being the same would say nothing
 

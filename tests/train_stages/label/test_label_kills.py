@@ -60,7 +60,8 @@ def label_signs(signs, out, **choices):
     return label_images(find_engine("rice-ocr"), OcrConfig(), ImageSource(signs), out, run)
 
 
-@pytest.mark.timeout(900)  # two processes import everything anew
+@pytest.mark.slow  # two processes import everything anew
+@pytest.mark.timeout(900)
 def test_a_killed_run_of_two_processes_goes_on(signs, read_folder, tmp_path):
     """Its workers outlive it for a moment, while the next run is on its way."""
     pytest.importorskip("rapidocr")
