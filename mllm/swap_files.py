@@ -114,7 +114,11 @@ def rewrite(
     total = len(files) + 1
     targets = {file: f"model-{number:05}-of-{total:05}.safetensors" for number, file in enumerate(files, start=1)}
     earlier = _take_up(stage, _signature(checkpoint, kept, dtype))
-    done = {file: about for file, about in earlier.items() if (stage / targets[file]).is_file()}
+    done = {
+        file: about
+        for file, about in earlier.items()
+        if _still_there(about, checkpoint.folder / file, stage / targets[file])
+    }
     resumed = sum(file in done for file in files)
 
     def keep(file: str) -> tuple[str, dict[str, Proof], bool]:
@@ -145,11 +149,7 @@ def rewrite(
     size += sum(tensor.nbytes for tensor in named.values())
     _write_json(stage / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
     _save_settings(model, processor, stage)
-    proofs = {
-        memory_name(name): Proof(p["dtype"], tuple(p["shape"]), p["sha256"])
-        for file in files
-        for name, p in done[file]["proofs"].items()
-    }
+    proofs = {memory_name(name): proof for file in files for name, proof in _proofs(done[file]).items()}
     return Rewritten(stage, proofs, sum(done[file]["linked"] for file in files), resumed)
 
 
@@ -234,6 +234,24 @@ def _take_up(stage: Path, signature: str) -> dict[str, Any]:
     stage.mkdir(parents=True)
     _write_json(progress, {"signature": signature, "done": {}})
     return {}
+
+
+def _proofs(about: dict[str, Any]) -> dict[str, Proof]:
+    """Of a finished file, as `progress.json` has them."""
+    return {name: Proof(p["dtype"], tuple(p["shape"]), p["sha256"]) for name, p in about["proofs"].items()}
+
+
+def _still_there(about: dict[str, Any], source: Path, target: Path) -> bool:
+    """Whether a file that an earlier try finished is what it was then: it may have gone, or the power with it."""
+    if not target.is_file():
+        return False
+    if about["linked"]:
+        return target.samefile(source)
+    proofs = _proofs(about)
+    try:
+        return prove_tensors(target, proofs) == proofs
+    except UserError:
+        return False
 
 
 def _save_settings(model: Any, processor: Any, folder: Path) -> None:

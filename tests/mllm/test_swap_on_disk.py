@@ -241,6 +241,28 @@ def test_an_interrupted_swap_is_taken_up_and_shows_nothing_half(llava, towers, t
     assert language_of(tmp_path / "out").keys() == language_of(llava).keys()
 
 
+def test_a_finished_file_that_was_damaged_meanwhile_is_written_again(llava, towers, tmp_path, monkeypatch):
+    def out_of_power(*about):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(swap_files, "_save_settings", out_of_power)
+    with pytest.raises(KeyboardInterrupt):
+        swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
+    monkeypatch.undo()
+    stage = tmp_path / ".out.partial"
+    done = json.loads((stage / "progress.json").read_text())["done"]
+    copied = [number for number, about in enumerate(done.values(), start=1) if not about["linked"]]
+    assert copied
+    file = next(stage.glob(f"model-{copied[0]:05}-of-*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    report = swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
+    assert report["proof"]["resumed_files"] == len(done) - 1
+    before, after = language_of(llava), language_of(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_try_from_other_files_is_not_taken_up(llava, towers, tmp_path):
     stage = tmp_path / ".out.partial"
     stage.mkdir()
