@@ -199,6 +199,15 @@ def test_the_packaged_model_is_a_source(towers, tmp_path, noise_image):
     assert isinstance(answer.text, str) and processor.image_size == 56
 
 
+def test_a_source_in_fp16_stays_so(towers, tmp_path):
+    source = save_as(*tiny_llava("LlavaNext", torch.float16), tmp_path / "in", "v4", shards=3)
+    report = swap_checkpoint(source, towers["RICE"], tmp_path / "out", verify="bytes")
+    before, after = language_of(source), language_of(tmp_path / "out")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert {tensor.dtype for tensor in tensors_of(tmp_path / "out").values()} == {torch.float16}
+    assert report["proof"]["linked_files"] > 0 and report["proof"]["bytes"].startswith("all equal: keys")
+
+
 def test_another_dtype(llava, towers, tmp_path):
     report = swap_checkpoint(llava, towers["SigLIP"], tmp_path / "out", dtype="fp16", verify="bytes")
     before, after = language_of(llava), language_of(tmp_path / "out")
