@@ -55,7 +55,7 @@ def label_on_ray(
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     try:
-        import ray.data
+        import ray.data  # pyright: ignore[reportMissingImports] - an extra that [all] leaves out
     except ImportError:
         raise UserError("--engine ray needs Ray Data; pip install 'regiontower[ray]'.") from None
     with _cluster(ray):
