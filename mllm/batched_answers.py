@@ -15,6 +15,7 @@ from .batched_cache import KVRows, align_right, can_share
 from .batched_plan import plan_batches
 from .batched_prefix import Prefix, common_beginning, compute_prefixes, continue_prefixes, cut
 from .batched_reader import EncodedPicture, Prompt, Reader, RegionReader
+from .cache_argument import cache_argument
 from .region_model import RegionModel
 
 
@@ -161,7 +162,7 @@ class SharedAnswers:
             output = self.model.generate(
                 input_ids=padded,
                 attention_mask=torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1),
-                past_key_values=cache,
+                **cache_argument(cache),
                 max_new_tokens=max_new_tokens,
                 stopping_criteria=StoppingCriteriaList([recorder]),
                 do_sample=False,

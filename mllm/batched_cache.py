@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from .cache_argument import cache_argument
+
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 # Layers whose state is keys and values by position; others (linear attention, convolutions) cannot be cut.
 _CUTTABLE = {"full_attention", "sliding_attention"}
@@ -45,7 +47,7 @@ def run(language_model: nn.Module, embeds: torch.Tensor, before: Layers | None) 
     start = cache.get_seq_length()
     positions = torch.arange(start, start + embeds.shape[1], device=embeds.device)[None]
     output = language_model(
-        inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True, return_dict=True
+        inputs_embeds=embeds, position_ids=positions, use_cache=True, return_dict=True, **cache_argument(cache)
     )
     return output.last_hidden_state, layers_of(cache)
 

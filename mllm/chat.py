@@ -1,23 +1,25 @@
-"""A conversation about one picture: the tower runs once, the KV prefix is kept, tokens stream."""
+"""A conversation about one picture: the tower runs once, the KV prefix is kept, the likeliest tokens stream."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Event, Thread
 
 import torch
 from PIL import Image
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..vision_towers import TowerFeatures, UserError, describe_tower
-from .answers import Answer, decode_answer, end_ids, model_inputs, text_ids
+from .answers import Answer, decode_answer, end_ids, model_inputs
 from .bos import adds_special_tokens
 from .boxes import Boxes
 from .draw import OVERLAY_COLORS, draw_boxes
+from .greedy import greedy_tokens
 from .load import RegionMLLM
 from .processing import BoxesLike, RegionLlavaProcessor
 from .prompts import assistant_message, user_message
 from .region_model import encoded_rows
+
+UNFINISHED = "\ufffd"  # what the bytes of a character that is not whole yet decode to
 
 
 @dataclass
@@ -98,12 +100,12 @@ class ChatSession:
 
         answer_ids: list[int] = []
         yield from self._generate(ids, encoded, answer_ids)
-        self.last_answer_ids = kept = text_ids(self.processor, answer_ids)
-        answer_text = self.processor.tokenizer.decode(kept)
+        self.last_answer_ids = answer_ids
+        answer_text = self.processor.tokenizer.decode(answer_ids)
         self._messages += [question, assistant_message(answer_text)]
         self._boxes += new
         self._prefix.text = prompt + answer_text
-        self._prefix.ids = torch.cat([ids, ids.new_tensor([kept])], dim=1)
+        self._prefix.ids = torch.cat([ids, ids.new_tensor([answer_ids])], dim=1)
 
     def _draw(self, boxes: list[tuple[float, ...]]) -> bool:
         """Whether the picture had to be encoded again, because other boxes belong into it."""
@@ -169,71 +171,37 @@ class ChatSession:
             encoded["region"] = encoded_rows([rows])
         return encoded
 
-    def _ends(self) -> list[int]:
+    def _ends(self) -> set[int]:
         """What the model ends with, and whatever else ends an answer: text behind it would be shown and be no part."""
         own = self.model.generation_config.eos_token_id
-        own = [own] if isinstance(own, int) else own or []
-        return sorted(end_ids(self.processor) | set(own))
+        return end_ids(self.processor) | {*([own] if isinstance(own, int) else own or [])}
 
     def _generate(self, ids: torch.Tensor, encoded: dict, answer_ids: list[int]) -> Iterator[str]:
-        cache = self._prefix.cache
+        """Stream the answer to the conversation `ids`; its tokens go to `answer_ids`, and it to `last_answer`."""
+        cache, tokenizer = self._prefix.cache, self.processor.tokenizer
         before = cache.get_seq_length()
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop, result = _Stop(), {}
-
-        def run() -> None:
-            try:
-                with torch.inference_mode():
-                    result["output"] = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue] - typed for other classes
-                        input_ids=ids,
-                        attention_mask=torch.ones_like(ids),
-                        past_key_values=cache,
-                        mm_encoder_outputs=encoded,
-                        max_new_tokens=self.max_new_tokens,
-                        eos_token_id=self._ends(),
-                        streamer=streamer,
-                        stopping_criteria=StoppingCriteriaList([stop]),
-                        return_dict_in_generate=True,
-                        output_logits=True,
-                    )
-            except Exception as error:  # raised again in the caller's thread
-                result["error"] = error
-            finally:
-                streamer.end()
-
-        worker = Thread(target=run, daemon=True)
-        worker.start()
-        finished = False
+        tokens = greedy_tokens(
+            self.model, ids[:, before:], cache, encoded, ends=self._ends(), max_new_tokens=self.max_new_tokens
+        )
+        probabilities: list[float] = []
+        shown = 0
         try:
-            yield from streamer
-            worker.join()
-            if "error" in result:
-                raise result["error"]
-            finished = True
-        finally:
-            stop.event.set()
-            worker.join()
-            if not finished:
-                if "output" in result and before:  # stopped between two tokens
-                    cache.crop(before - cache.get_seq_length())
-                else:  # nothing to keep, or an error left the cache half written: begin with the conversation's text
-                    self._prefix = self._empty_prefix()
-        output = result["output"]
-        answer_ids += output.sequences[0, ids.shape[1] :].tolist()
-        steps = zip(output.logits, answer_ids, strict=True)
-        probabilities = [float(step[0].float().softmax(-1)[token]) for step, token in steps]
+            for token, probability in tokens:
+                answer_ids.append(token)
+                probabilities.append(probability)
+                text = tokenizer.decode(answer_ids)
+                if len(text) > shown and not text.endswith(UNFINISHED):
+                    yield text[shown:]
+                    shown = len(text)
+            if len(rest := tokenizer.decode(answer_ids)) > shown:
+                yield rest[shown:]
+        except GeneratorExit:  # stopped between two tokens
+            if before:
+                cache.crop(before - cache.get_seq_length())
+            else:
+                self._prefix = self._empty_prefix()
+            raise
+        except Exception:  # the cache may be half written: the next turn begins with the conversation's text
+            self._prefix = self._empty_prefix()
+            raise
         self.last_answer = decode_answer(self.processor, answer_ids, probabilities, self.frame)
-        # The end token, and whatever came after it, is written by the chat template in the next turn.
-        end = ids.shape[1] + len(text_ids(self.processor, answer_ids))
-        if (surplus := cache.get_seq_length() - end) > 0:
-            cache.crop(-surplus)
-
-
-class _Stop(StoppingCriteria):
-    """Ends generation at the next token once `event` is set."""
-
-    def __init__(self):
-        self.event = Event()
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)

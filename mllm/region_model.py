@@ -59,7 +59,6 @@ class RegionModel:
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
@@ -124,11 +123,14 @@ class RegionModel:
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             return_dict=True,
             **kwargs,
         )
-        output.image_hidden_states = torch.cat(list(image_rows)) if len(image_rows) else None
+        # transformers 5.23 hands out the rows, 5.24 what held them (`image_hidden_states` then reads it there).
+        if hasattr(output, "image_outputs"):
+            output.image_outputs = encoded.get("image")
+        else:
+            output.image_hidden_states = torch.cat(list(image_rows)) if len(image_rows) else None
         return output
 
     def _idle_image(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -211,7 +213,6 @@ class RegionGeneration:
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -235,7 +236,6 @@ class RegionGeneration:
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             logits_to_keep=logits_to_keep,
