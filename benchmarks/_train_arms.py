@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, TrainerCallback
 
+from regiontower.benchmarks._train_budget import grouped
 from regiontower.benchmarks._train_samples import real_and_padded
 from regiontower.mllm import RegionLlavaForConditionalGeneration, RegionLlavaProcessor, build_mllm, to_plain_llava
 from regiontower.train_stages.engine import Part, StreamedDataset, run_stage
 from regiontower.train_stages.engine.attention import attention_kernels
-from regiontower.train_stages.grouped_batches import group_batches
 from regiontower.train_stages.mllm_data import Sample, collate_samples, pad_id
 from regiontower.train_stages.packed_attention import packed_attention
 from regiontower.train_stages.packing import collate_packed, pack_rows
@@ -68,20 +68,20 @@ def packing_model(tokenizer: Any, small: bool) -> tuple[RegionLlavaForConditiona
 
 @dataclass
 class Watch(TrainerCallback):
-    """Seconds of each step, those before the first `skip` left out."""
+    """Seconds from the end of one step to the end of the next, so waiting for the batch is in them; the first `skip`
+    steps are left out."""
 
     skip: int = 1
     seconds: list[float] = field(default_factory=list)
-    _began: float = 0.0
+    _last: float = 0.0
     _steps: int = 0
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began = time.perf_counter()
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.perf_counter()
         self._steps += 1
         if self._steps > self.skip:
-            self.seconds.append(time.perf_counter() - self._began)
+            self.seconds.append(now - self._last)
+        self._last = now
 
 
 @dataclass(frozen=True)
@@ -180,21 +180,40 @@ def run_ours(
     return counted.speed(watch)
 
 
-def packed_arm(model: Any, processor: RegionLlavaProcessor, samples: list[Sample], budget: int, steps: int) -> Speed:
-    """Rows of at most `budget` tokens, a row a step."""
+def packed_rows(samples: list[Sample], budget: int) -> list[list[Sample]]:
+    """Rows of at most `budget` tokens, in the order in which they are trained on."""
     rows = [[samples[index] for index in row] for row in pack_rows([len(s.ids) for s in samples], budget)]
     random.Random(0).shuffle(rows)
+    return rows
+
+
+def packed_arm(model: Any, processor: RegionLlavaProcessor, samples: list[Sample], budget: int, steps: int) -> Speed:
+    """A packed row a step."""
     around = packed_attention(model.model.language_model, CPU)
     collate = partial(collate_packed, processor=processor)
-    return run_ours(model, Rows(rows), collate, pad_id(processor), batch_size=1, steps=steps, around=around)
+    rows = Rows(packed_rows(samples, budget))
+    return run_ours(model, rows, collate, pad_id(processor), batch_size=1, steps=steps, around=around)
 
 
-def grouped_arm(model: Any, processor: RegionLlavaProcessor, samples: list[Sample], budget: int, steps: int) -> Speed:
-    """Batches of like lengths: as many samples as `budget` holds on the average."""
-    lengths = [len(sample.ids) for sample in samples]
-    batch = max(1, int(budget / (sum(lengths) / len(lengths))))
-    whole = len(samples) - len(samples) % batch
-    batches = group_batches(lengths[:whole], [True] * whole, batch, random.Random(0))
+@torch.no_grad()
+def tower_share(
+    model: Any, processor: RegionLlavaProcessor, samples: list[Sample], budget: int, packed: Speed
+) -> float:
+    """Of the time of a packed step: the tower alone, on pictures and boxes of rows that were timed."""
+    seconds = []
+    with attention_kernels(CPU, "bf16"), torch.autocast("cpu", torch.bfloat16):
+        for row in packed_rows(samples, budget)[1:4]:
+            batch = collate_packed([row], processor=processor)
+            named = {name: batch[name] for name in ("boxes", "region_counts") if name in batch}
+            began = time.perf_counter()
+            model.model.vision_tower(batch["pixel_values"], **named, output_hidden_states=True)
+            seconds.append(time.perf_counter() - began)
+    return min(1.0, sum(seconds) / len(seconds) / packed.step)
+
+
+def grouped_arm(model: Any, processor: RegionLlavaProcessor, samples: list[Sample], batch: int, steps: int) -> Speed:
+    """Batches of `batch` samples of like lengths."""
+    batches = grouped([len(sample.ids) for sample in samples], batch)
     rows = [[samples[index]] for members in batches for index in members]
 
     def collate(items: list) -> dict[str, torch.Tensor]:

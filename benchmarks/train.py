@@ -3,27 +3,28 @@
     regiontower bench train [--rounds 5] [--steps 6] [--threads 2] --json
 
 Packing: nano's tower (frozen, 64 image tokens) and a Llama of 30 million parameters in bf16, on region instructions
-whose text has a median of 40 tokens and 5 % above 700. Every arm may hold `--budget` padded tokens a step: ours packed
-is one row of them; ours grouped, batches of like lengths that take so many on the average; TRL, the batch size that is
-fastest among those whose average batch fits. Real tokens a second count. Arms take turns in every round, and medians of
-the rounds' ratios are given. `packing_bound` is what packing can bring at most: 1 + (1 - f)(rho - 1), f the tower's
-share of our packed step, rho the peer's padded over its real tokens. Every batch of the peer is an optimizer step, as
-every row of ours is.
+whose text has a median of 40 tokens and 5 % above 700. Every arm may hold `--budget` padded tokens a step, on the
+average: ours packed is one row of at most so many; ours grouped, the largest batches of like lengths; TRL, the batch
+size that is fastest among those of `BATCHES` that are within it. Real tokens a second count, and a step ends when the
+next one may begin to wait for its batch. Arms take turns in every round, and medians of the rounds' ratios are given.
+`packing_bound` is what packing can bring at most: 1 + (1 - f)(rho - 1), f the tower's share of our packed step, rho the
+peer's padded over its real tokens. Every batch of the peer is an optimizer step, as every row of ours is.
 
 Cache: a tower of ViT-B/16's size at 224 px before nano's language model, and before one of SmolLM2-135M's sizes; only
 projectors train. Steps from kept features over steps with the tower; `vitb_135m_limit` is (tower + rest) / rest.
 
-Weights are random: what a step takes does not depend on them.
+Weights are random: what a step takes does not depend on them. With --json the last line of stdout holds the ratios, and
+what they come from goes to stderr.
 """
 
 import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -32,22 +33,26 @@ from transformers import AutoTokenizer
 from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
 from regiontower.benchmarks._train_arms import (
-    CPU,
     Speed,
     grouped_arm,
     packed_arm,
     packing_model,
     peer_arm,
     plain_twin,
+    tower_share,
 )
+from regiontower.benchmarks._train_budget import grouped_within, random_padded
 from regiontower.benchmarks._train_cache import CacheArms, temporary
 from regiontower.benchmarks._train_samples import LONGEST, make_samples
-from regiontower.train_stages.engine.attention import attention_kernels
 from regiontower.train_stages.mllm_data import Sample
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.vision_towers.packaged import model_source
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+TRIES = 3  # rounds in which the peer's batch sizes take turns
+HEADLINE = ("packed_over_peer", "grouped_over_peer", "packing_bound", "cached_over_uncached")
+
+Arm = TypeVar("Arm", bound=Hashable)
 
 
 def main() -> None:
@@ -61,7 +66,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("packing", "cache"), help="one of the two parts")
     parser.add_argument("--tokenizer", default="nano", help="a model or folder whose tokenizer is used")
     parser.add_argument("--small", action="store_true", help="tiny models, to try the script out")
-    parser.add_argument("--json", action="store_true", help="the result alone on the last line")
+    parser.add_argument("--json", action="store_true", help="nothing but the ratios on stdout")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {}
@@ -72,7 +77,8 @@ def main() -> None:
         if arguments.only != "packing":
             results |= cache(arguments, scenes, folder)
     results |= {"command": typed("train", parser, arguments), "small": arguments.small, **stamp({})}
-    print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
+    print(json.dumps(results, indent=2), file=sys.stderr if arguments.json else sys.stdout)
+    print(json.dumps({key: results[key] for key in HEADLINE if key in results}))
 
 
 def packing(arguments: argparse.Namespace, scenes: Path) -> dict[str, Any]:
@@ -82,27 +88,27 @@ def packing(arguments: argparse.Namespace, scenes: Path) -> dict[str, Any]:
     longest = min(LONGEST, arguments.budget - 64)
     samples = make_samples(scenes, processor, 64 if arguments.small else 1024, 0, longest)
     twin = plain_twin(model, processor)
-    mean = sum(len(sample.ids) for sample in samples) / len(samples)
+    lengths = [len(sample.ids) for sample in samples]
+    mean = sum(lengths) / len(lengths)
 
     def peer(batch: int, share: float = 1.0) -> Speed:
         steps = max(2, round(share * arguments.steps * arguments.budget / (batch * mean)))
         return peer_arm(twin, processor, samples, batch, steps)
 
-    batches = BATCHES[:2] if arguments.small else BATCHES
-    tried = {batch: peer(batch, 0.5) for batch in batches if batch * mean <= arguments.budget}
-    # The average batch may hold the budget, padding included; a batch of one always may.
-    allowed = {
-        batch: speed for batch, speed in tried.items() if batch == 1 or batch * mean * speed.padding <= arguments.budget
-    }
-    best = max(allowed, key=lambda batch: allowed[batch].tokens)
+    batches = [batch for batch in BATCHES if batch == 1 or random_padded(lengths, batch) <= arguments.budget]
+    batches = batches[:2] if arguments.small else batches
+    tries = alternate({batch: partial(peer, batch, 1 / (2 * TRIES)) for batch in batches}, TRIES)
+    tried = {batch: statistics.median(row[batch].tokens for row in tries) for batch in batches}
+    best = max(batches, key=lambda batch: tried[batch])
+    like = grouped_within(lengths, arguments.budget)
     arms: dict[str, Callable[[], Speed]] = {
         "packed": lambda: packed_arm(model, processor, samples, arguments.budget, arguments.steps),
-        "grouped": lambda: grouped_arm(model, processor, samples, arguments.budget, arguments.steps),
+        "grouped": lambda: grouped_arm(model, processor, samples, like, arguments.steps),
         "peer": lambda: peer(best),
     }
     rounds = alternate(arms, arguments.rounds)
     rho = statistics.median(row["peer"].padding for row in rounds)
-    share = statistics.median(tower_share(model, samples, row["packed"]) for row in rounds)
+    share = statistics.median(tower_share(model, processor, samples, arguments.budget, row["packed"]) for row in rounds)
     return {
         "packed_over_peer": ratio(rounds, "packed", "peer"),
         "grouped_over_peer": ratio(rounds, "grouped", "peer"),
@@ -111,10 +117,9 @@ def packing(arguments: argparse.Namespace, scenes: Path) -> dict[str, Any]:
             "tokens_per_s": {arm: round(statistics.median(row[arm].tokens for row in rounds), 1) for arm in arms},
             "padding": {arm: round(statistics.median(row[arm].padding for row in rounds), 3) for arm in arms},
             "tower_share": round(share, 3),
+            "grouped_batch": like,
             "peer_batch": best,
-            "peer_tried": {
-                str(b): {"tokens_per_s": round(s.tokens, 1), "padding": round(s.padding, 3)} for b, s in tried.items()
-            },
+            "peer_tokens_per_s_by_batch": {str(batch): round(speed, 1) for batch, speed in tried.items()},
             "text_tokens": text_quantiles(samples, processor.image_token_id),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
@@ -132,19 +137,19 @@ def cache(arguments: argparse.Namespace, scenes: Path, folder: str) -> dict[str,
         rounds = alternate({"live": arms.live, "cached": arms.cached}, arguments.rounds)
         found[name] = ratio(rounds, "cached", "live")
         if name == "vitb_135m":
-            found["vitb_135m_limit"] = round(statistics.median(arms.limit(row["cached"]) for row in rounds), 2)
+            found["vitb_135m_limit"] = round(statistics.median(arms.limit(row["live"]) for row in rounds), 2)
     return {"cached_over_uncached": found}
 
 
-def alternate(arms: dict[str, Callable[[], Speed]], rounds: int) -> list[dict[str, Speed]]:
+def alternate(arms: dict[Arm, Callable[[], Speed]], rounds: int) -> list[dict[Arm, Speed]]:
     """Every arm once a round, in another order each time, so that none always follows the same one."""
     found = []
-    with tqdm(total=rounds * len(arms), desc=" / ".join(arms), unit="run", file=sys.stderr) as bar:
+    with tqdm(total=rounds * len(arms), desc=" / ".join(map(str, arms)), unit="run", file=sys.stderr) as bar:
         for number in range(rounds):
             names = list(arms)
-            names = names[number % len(names) :] + names[: number % len(names)]
+            at = number % len(names)
             row = {}
-            for name in names:
+            for name in [*names[at:], *names[:at]]:
                 row[name] = arms[name]()
                 bar.update()
             found.append(row)
@@ -154,21 +159,6 @@ def alternate(arms: dict[str, Callable[[], Speed]], rounds: int) -> list[dict[st
 def ratio(rounds: list[dict[str, Speed]], ours: str, other: str) -> float:
     """Median over the rounds of real tokens a second, one over the other."""
     return round(statistics.median(row[ours].tokens / row[other].tokens for row in rounds), 3)
-
-
-@torch.no_grad()
-def tower_share(model: Any, samples: list[Sample], packed: Speed) -> float:
-    """Of our packed step's time."""
-    count = max(1, round(packed.pictures))
-    pixels = torch.randn(count, 3, *samples[0].pixels.shape[-2:]) if samples[0].pixels is not None else torch.zeros(0)
-    boxes = torch.tensor([1.0, 1.0, 40.0, 40.0]).expand(count, 4, 4).contiguous()
-    seconds = []
-    with attention_kernels(CPU, "bf16"), torch.autocast("cpu", torch.bfloat16):
-        for _ in range(3):
-            began = time.perf_counter()
-            model.model.vision_tower(pixels, boxes=boxes, output_hidden_states=True)
-            seconds.append(time.perf_counter() - began)
-    return min(1.0, statistics.median(seconds) / packed.step)
 
 
 def text_quantiles(samples: list[Sample], image_id: int) -> dict[str, int]:

@@ -32,6 +32,7 @@ from .mllm_data import KeptFeatures, Sample
 from .picture_file import PictureFile
 
 INDEX, IMAGES, REGIONS = "index.jsonl", "images.bin", "regions.bin"
+_ORIGIN = {"architectures", "dtype", "transformers_version"}
 _FORMAT = 1  # part of the key: raise it when what is kept changes
 _BATCH = 16  # pictures through the tower at a time
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -43,6 +44,7 @@ class FeatureKey:
     """What features depend on, besides the picture."""
 
     tower: str  # sha256 of its weights
+    config: str  # of the tower: the same weights can be read in other ways
     layer: Any
     strategy: str
     processor: str
@@ -68,12 +70,19 @@ def feature_key(model: Any, processor: RegionLlavaProcessor, dtype: str, precisi
     config = model.config
     return FeatureKey(
         digest.hexdigest(),
+        _settings(config.vision_config),
         config.vision_feature_layer,
         config.vision_feature_select_strategy,
         json.dumps(known, sort_keys=True, default=str),
         dtype,
         precision,
     )
+
+
+def _settings(tower: Any) -> str:
+    """What a tower's configuration says of its computing: not where it comes from."""
+    found = {key: value for key, value in tower.to_dict().items() if key not in _ORIGIN and not key.startswith("_")}
+    return json.dumps(found, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)

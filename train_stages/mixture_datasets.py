@@ -17,6 +17,7 @@ from .picture_file import PictureFile
 from .records import Record
 
 _FILES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
+_SAVED = ("state.json", "dataset_dict.json")  # by `save_to_disk`
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
@@ -101,9 +102,10 @@ def _open(source: MixtureSource, name: str, streaming: bool) -> Any:
         ) from None
     path = Path(source.root, name) if source.root else Path(name)
     try:
-        if path.is_dir() and not streaming:
+        if any((path / file).is_file() for file in _SAVED):
             found: Any = datasets.load_from_disk(str(path))
             found = found[source.split] if isinstance(found, datasets.DatasetDict) else found
+            found = found.to_iterable_dataset() if streaming else found
         elif path.suffix in _FILES:
             files = {"train": str(path)}
             found = datasets.load_dataset(_FILES[path.suffix], data_files=files, split="train", streaming=streaming)

@@ -18,11 +18,13 @@ from ..mllm.processing import RegionLlavaProcessor
 from ..vision_towers import pad_boxes
 from ..vision_towers.errors import UserError
 from .bad_records import BadRecord, name_bad
-from .conversation_ids import IGNORED, conversation_ids
-from .conversations import render_turns, sample_conversation
+from .conversation_ids import IGNORED, TooLong, conversation_ids
+from .conversations import RenderedTurn, render_turns, sample_conversation
 from .pixels import PixelCache
 from .record_io import RecordSet, load_record_image
 from .records import Record
+
+_DRAWS = 8  # of turns about a picture, until one fits
 
 
 class KeptFeatures(NamedTuple):
@@ -98,13 +100,23 @@ class ConversationDataset(Dataset):
         record = self.pictures.records[row]
         frame = self.processor.frame((record.width, record.height))
         # `random` is seeded for this very item by the engine.
-        turns = render_turns(
-            sample_conversation(record, random.Random(random.random()), self.mix, self.turns), self.format, frame
-        )
-        ids, labels, count = conversation_ids(self.processor, turns, frame, self.max_tokens)
+        turns, ids, labels, count = self._drawn(record, frame)
         regions = Boxes([box for turn in turns[:count] for box in turn.boxes])
         boxes = self.processor.to_input(regions, frame) if self.processor.embeds_regions else torch.zeros(0, 4)
         return Sample(ids, labels, self._pixels(row, record, regions, frame), boxes, size=frame.original_size)
+
+    def _drawn(self, record: Record, frame: ImageFrame) -> tuple[list[RenderedTurn], list[int], list[int], int]:
+        """Turns, and of `conversation_ids`. Where not even the first turn fits, others are drawn; the last of `_DRAWS`
+        raises TooLong."""
+        for left in reversed(range(_DRAWS)):
+            drawn = sample_conversation(record, random.Random(random.random()), self.mix, self.turns)
+            turns = render_turns(drawn, self.format, frame)
+            try:
+                return turns, *conversation_ids(self.processor, turns, frame, self.max_tokens)
+            except TooLong:
+                if not left:
+                    raise
+        raise AssertionError
 
     def _pixels(self, row: int, record: Record, regions: Boxes, frame: ImageFrame) -> np.ndarray:
         if isinstance(self.pictures, PixelCache):

@@ -3,20 +3,23 @@
 import json
 import random
 import statistics
+from itertools import combinations
 
 import pytest
 
-from regiontower.benchmarks import run_benchmark
+from regiontower.benchmarks import _train_arms, run_benchmark
+from regiontower.benchmarks._train_budget import grouped, grouped_padded, grouped_within, random_padded
 from regiontower.benchmarks._train_samples import make_samples, text_lengths
 from regiontower.train_stages.scenes import write_scenes
 
-KEYS = {"packed_over_peer", "grouped_over_peer", "packing_bound", "cached_over_uncached"}
-
 
 def run(capsys, monkeypatch, *options):
+    """What stands on the last line of stdout, and what it comes from."""
     monkeypatch.setattr("sys.argv", ["before"])
     run_benchmark("train", [*options, "--small", "--rounds", "1", "--steps", "1", "--threads", "1", "--json"])
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr()
+    (last,) = said.out.splitlines()
+    return json.loads(last), json.loads(said.err[said.err.rindex("\n{\n") :])
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +31,47 @@ def tokenizer(tiny_tokenizer, tmp_path_factory):
 
 def test_packing_beside_the_peer(capsys, monkeypatch, tokenizer):
     pytest.importorskip("trl", reason="the peer is TRL (pip install 'regiontower[bench]')")
-    found = run(capsys, monkeypatch, "--only", "packing", "--budget", "900", "--tokenizer", tokenizer)
-    assert found.keys() >= KEYS - {"cached_over_uncached"}
-    about = found["packing"]
+    found, details = run(capsys, monkeypatch, "--only", "packing", "--budget", "900", "--tokenizer", tokenizer)
+    assert list(found) == ["packed_over_peer", "grouped_over_peer", "packing_bound"]
+    about = details["packing"]
+    assert details["command"].startswith("regiontower bench train --rounds 1") and details["machine"]
     assert about["padding"]["packed"] == 1.0 and about["padding"]["peer"] >= 1.0
     assert all(speed > 0 for speed in about["tokens_per_s"].values())
-    assert about["peer_tried"].keys() >= {"1", "2"} and str(about["peer_batch"]) in about["peer_tried"]
+    speeds = about["peer_tokens_per_s_by_batch"]
+    assert speeds.keys() == {"1", "2"} and speeds[str(about["peer_batch"])] == max(speeds.values())
+    assert 0 < about["tower_share"] <= 1
     rho, share = about["padding"]["peer"], about["tower_share"]
     assert found["packing_bound"] == pytest.approx(1 + (1 - share) * (rho - 1), abs=0.01)
     assert abs(found["packed_over_peer"] * about["tokens_per_s"]["peer"] / about["tokens_per_s"]["packed"] - 1) < 0.01
 
 
 def test_the_cache_beside_the_tower(capsys, monkeypatch, tokenizer):
-    found = run(capsys, monkeypatch, "--only", "cache", "--tokenizer", tokenizer)["cached_over_uncached"]
+    headline, _ = run(capsys, monkeypatch, "--only", "cache", "--tokenizer", tokenizer)
+    assert list(headline) == ["cached_over_uncached"]
+    found = headline["cached_over_uncached"]
     assert found.keys() == {"vitb_nano", "vitb_135m", "vitb_135m_limit"}
     assert all(value > 0 for value in found.values()) and found["vitb_135m_limit"] > 1
+
+
+def test_batches_keep_the_budget_of_padded_tokens():
+    assert random_padded([7] * 9, 3) == 21
+    expected = sum(2 * max(pair) for pair in combinations(range(1, 6), 2)) / 10
+    assert random_padded(range(1, 6), 2) == pytest.approx(expected, rel=0.03)
+    lengths = [64 + length for length in text_lengths(512, random.Random(1))]
+    batch = grouped_within(lengths, 4096)
+    assert grouped_padded(lengths, batch) <= 4096 < grouped_padded(lengths, batch + 1)
+    members = [index for indices in grouped(lengths, batch) for index in indices]
+    assert len(set(members)) == len(members) > 512 - batch
+    assert grouped_within([5000, 5000], 4096) == 1
+
+
+def test_a_step_is_timed_with_the_wait_for_its_batch(monkeypatch):
+    clock = iter([10.0, 13.0, 14.0])
+    monkeypatch.setattr(_train_arms.time, "perf_counter", lambda: next(clock))
+    watch = _train_arms.Watch()
+    for _ in range(3):
+        watch.on_step_end(None, None, None)
+    assert watch.seconds == [3.0, 1.0]
 
 
 def test_texts_have_the_published_lengths(tiny_mllm, tmp_path):

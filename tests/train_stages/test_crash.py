@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_model
 from transformers import TrainerCallback
 
+from regiontower.cli import main
 from regiontower.train_stages.engine import Part, run_stage
 from regiontower.train_stages.engine.checkpoint_files import DIGEST_FILE, damage
 from regiontower.train_stages.engine.interrupt import EXIT_STATUS
@@ -167,9 +168,15 @@ def test_kill_9_by_the_clock(straight, tmp_path, share):
     assert_same(tmp_path / "run", whole)
 
 
+def _by_command(recipe: Path, run_dir: Path) -> None:
+    sys.argv = ["regiontower", "instruct", str(recipe), "--out", str(run_dir), "--device", "cpu"]
+    main()
+
+
 def test_sigterm_saves_and_its_exit_status_says_so(straight, tmp_path):
+    """Of the command itself."""
     whole = straight("full")
-    process = FORK.Process(target=_in_child, args=(whole.recipe, tmp_path / "run", tmp_path / "changes", None))
+    process = FORK.Process(target=_by_command, args=(whole.run_dir / "recipe.yaml", tmp_path / "run"))
     process.start()
     log = tmp_path / "run" / LOG_FILE
     for _ in range(2000):

@@ -210,6 +210,10 @@ def test_the_key_holds_all_that_features_depend_on(make_tiny_mllm, tmp_path):
     keys.append(feature_key(model, processor, "fp32", "fp32"))
     model.config.vision_feature_layer = -1
     keys.append(feature_key(model, processor, "fp32", "fp32"))
+    model.config.vision_config.num_region_layers = 1  # region rows are others, from the same weights
+    keys.append(feature_key(model, processor, "fp32", "fp32"))
+    model.config.vision_config._name_or_path = "elsewhere"
+    assert feature_key(model, processor, "fp32", "fp32") == keys[-1]
     with torch.no_grad():
         next(model.model.vision_tower.parameters()).view(-1)[0] += 1e-6
     keys.append(feature_key(model, processor, "fp32", "fp32"))

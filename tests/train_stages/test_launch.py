@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
+from regiontower.train_stages.engine.run_dir import checkpoints
 from regiontower.train_stages.launch import launch_file, launch_names
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.vision_towers.errors import UserError
@@ -64,22 +68,27 @@ def test_fsdp2_shards_the_blocks_of_tower_and_language_model(tiny_mllm, monkeypa
     assert "LlamaDecoderLayer" in kinds and any("EncoderLayer" in kind for kind in kinds) and kinds <= modules
 
 
-@pytest.mark.slow
-def test_accelerate_launch_trains_in_two_processes(tiny_mllm_dir, tmp_path):
+def launched(mllm: Path, scenes: Path, run_dir: Path, steps: int) -> list[str]:
     """The command of the docs, on CPU: `--cpu` makes DDP over gloo of any of the files."""
-    scenes = write_scenes(tmp_path / "scenes", 8, 0, preset="easy", progress=False)
     sets = [
-        f"model.mllm={tiny_mllm_dir}",
+        f"model.mllm={mllm}",
         f"data.records={scenes}",
-        "train.steps=3",
+        f"train.steps={steps}",
         "train.batch_size=2",
         "train.threads=1",
+        "train.log_steps=1",
         "train.compile=false",
         "train.precision=fp32",
     ]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file("ddp"))]
     launch += ["--cpu", "--num_processes", "2", "-m", "regiontower", "instruct", "instruct-nano"]
-    command = [*launch, "--out", str(tmp_path / "run"), *(word for pair in sets for word in ("--set", pair))]
+    return [*launch, "--out", str(run_dir), *(word for pair in sets for word in ("--set", pair))]
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_in_two_processes(tiny_mllm_dir, tmp_path):
+    scenes = write_scenes(tmp_path / "scenes", 8, 0, preset="easy", progress=False)
+    command = launched(tiny_mllm_dir, scenes, tmp_path / "run", 3)
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -87,3 +96,22 @@ def test_accelerate_launch_trains_in_two_processes(tiny_mllm_dir, tmp_path):
     stage = json.loads((tmp_path / "run" / "stage.json").read_text())
     assert stage["machine"]["processes"] == 2 and stage["status"] == "finished" and stage["samples"] == 12
     assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "run" / "model.safetensors").values())
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_whole_launched_job_saves_a_checkpoint(tiny_mllm_dir, tmp_path):
+    """As a scheduler stops it: launcher and processes get the signal, and the processes the launcher's once more."""
+    scenes = write_scenes(tmp_path / "scenes", 8, 0, preset="easy", progress=False)
+    command = launched(tiny_mllm_dir, scenes, tmp_path / "run", 2000)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
+    for _ in range(2400):
+        if (tmp_path / "run" / "log.jsonl").is_file() or job.poll() is not None:
+            break
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGTERM)
+    status = job.wait(timeout=100)
+    stage = json.loads((tmp_path / "run" / "stage.json").read_text())
+    assert stage["status"] == "interrupted", (tmp_path / "said").read_text()[-3000:]
+    assert status == 1 and checkpoints(tmp_path / "run")[-1].name == f"step_{stage['steps']}"

@@ -2,12 +2,15 @@
 
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import random
 import signal
+import time
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,18 +114,20 @@ def test_conversations_in_shards(root, tmp_path):
     assert shown.turns[1] == ("Which colour?", "red") and alone.system == "Be brief."
 
 
-@pytest.mark.parametrize("kind", ["parquet", "folder", "streamed"])
+@pytest.mark.parametrize("kind", ["parquet", "streamed", "folder", "streamed folder"])
 def test_data_sets_of_hugging_face(root, tmp_path, kind):
     datasets = pytest.importorskip("datasets")
     picture = picture_of(root)
     rows = {"image": [picture, None], "conversations": [TALK, ALONE]}
-    if kind == "folder":
+    folder, streamed = "folder" in kind, "streamed" in kind
+    options = {"stream": True, "weight": 1.0} if streamed else {}
+    if folder:
         rows = {
             "images": [[picture], []],
             "messages": [MESSAGES, [{"role": m["role"], "content": [m["content"][-1]]} for m in MESSAGES]],
         }
     features = None
-    if kind == "folder":
+    if folder:
         part = {"type": datasets.Value("string"), "text": datasets.Value("string")}
         message = {"role": datasets.Value("string"), "content": datasets.List(part)}
         features = datasets.Features({"images": datasets.List(datasets.Image()), "messages": datasets.List(message)})
@@ -130,18 +135,17 @@ def test_data_sets_of_hugging_face(root, tmp_path, kind):
         turn = {"from": datasets.Value("string"), "value": datasets.Value("string")}
         features = datasets.Features({"image": datasets.Image(), "conversations": datasets.List(turn)})
     made = datasets.Dataset.from_dict(rows, features=features)
-    if kind == "folder":
+    if folder:
         made.save_to_disk(str(tmp_path / "set"))
-        mixture = open_mixture([source(tmp_path, "set", format="datasets")], 0)
+        mixture = open_mixture([source(tmp_path, "set", format="datasets", **options)], 0)
     else:
         made.to_parquet(str(tmp_path / "set.parquet"))
-        options = {"stream": True, "weight": 1.0} if kind == "streamed" else {}
         mixture = open_mixture([source(tmp_path, "set.parquet", format="datasets", **options)], 0)
     found = sorted((mixture[place] for place in range(2)), key=lambda example: example.picture is None)
     assert found[0].turns[0] == ("What is it?", "A star.")
     assert found[0].picture.open().tobytes() == picture.tobytes()
     assert found[1].picture is None
-    assert mixture.endless == (kind == "streamed")
+    assert mixture.endless == streamed
 
 
 def test_streamed_records_and_their_place(root):
@@ -278,6 +282,34 @@ def test_other_processes_encode_the_same(processor, root):
     assert (error.kind, str(error)) == ("bad", "a: it is broken")
 
 
+def _hold(windows, pids):
+    """A training process in the middle of a window."""
+    with windows.encoders() as pool:
+        list(windows.samples(0, pool))
+        pids.write_text(" ".join(map(str, pool._processes)))
+        time.sleep(100)
+
+
+def test_processes_that_encode_end_with_a_training_process_that_is_killed(processor, root, tmp_path):
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs fork")
+    windows = Windows(open_mixture([source(root, "records.jsonl")], 5), processor, 500, 16, 0, 2)
+    training = multiprocessing.get_context("fork").Process(target=_hold, args=(windows, tmp_path / "pids"))
+    training.start()
+    until = time.monotonic() + 100
+    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    encoders = [Path("/proc", pid) for pid in (tmp_path / "pids").read_text().split()]
+    if not encoders[0].exists():
+        pytest.skip("needs /proc")
+    training.kill()
+    training.join()
+    while any("\nState:\tZ" not in (each / "status").read_text() for each in encoders if each.exists()):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
 # ---- samples ----
 
 
@@ -359,14 +391,34 @@ def recipe(root, tiny_parents, **data):
     )
 
 
-@pytest.mark.parametrize("batches", ["grouped", "packed"])
+def weighted(root):
+    """Every kind of source, one of them streamed."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("webdataset")
+    if not (root / "kinds").exists():
+        shards = write_shards(read_records(root / "records.jsonl"), root / "kinds", per_shard=50)
+        (root / "kinds" / "rows.jsonl").write_text(json.dumps({"conversations": ALONE}) + "\n")
+        assert len(shards) == 1
+    (shard,) = (root / "kinds").glob("*.tar")
+    return [
+        {"records": str(root / "records.jsonl"), "mix": {"classify": 1}, "stream": True, "buffer": 4, "weight": 2},
+        {"records": str(root / "talks.json"), "format": "conversations", "weight": 1},
+        {"records": str(shard), "format": "webdataset", "mix": {"classify": 1}, "weight": 1},
+        {"records": str(root / "kinds" / "rows.jsonl"), "format": "datasets", "weight": 0.5},
+    ]
+
+
+@pytest.mark.parametrize("batches", ["grouped", "packed", "weighted"])
 def test_a_run_that_was_stopped_equals_the_straight_one(root, tiny_parents, tmp_path, batches):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    asked = recipe(root, tiny_parents, batches=batches, row_tokens=400, max_tokens=400)
+    data = (
+        {"sources": weighted(root), "window": 6} if batches == "weighted" else {"batches": batches, "row_tokens": 400}
+    )
+    asked = recipe(root, tiny_parents, max_tokens=400, **data)
     align(asked, tmp_path / "straight", device="cpu")
     with pytest.raises(StageInterrupted):
         align(asked, tmp_path / "stopped", device="cpu", callbacks=[Stop()])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from regiontower.mllm import Question, answer_questions, load_mllm
 from regiontower.mllm.boxes import Boxes
+from regiontower.train_stages import mllm_data
 from regiontower.train_stages.engine import StageInterrupted
 from regiontower.train_stages.mllm_data import ConversationDataset, collate_samples
 from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
@@ -148,6 +149,26 @@ def test_records_without_a_question_are_counted_and_none_at_all_is_refused(scene
     write_records(path, [bare])
     with pytest.raises(UserError, match=r"no record of .* gives a question"):
         ConversationDataset(read_records(path), processor, {"classify": 1}, **options)
+
+
+def test_a_question_that_is_too_long_is_drawn_again(scenes, tiny_mllm, monkeypatch):
+    """One of them must not end a run of days."""
+    mix = {"classify": 1.0, "listing": 1.0}
+
+    def lengths(max_tokens):
+        options = {"turns": 1, "max_tokens": max_tokens, "cache_dir": None}
+        dataset = ConversationDataset(read_records(scenes), tiny_mllm[1], mix, **options)
+        random.seed(0)
+        return [len(dataset[index].ids) for _ in range(4) for index in range(12)]
+
+    short, long = min(lengths(500)), max(lengths(500))
+    limit = (short + long) // 2
+    assert max(lengths(limit)) <= limit < long
+    with pytest.raises(UserError, match=r"one turn takes \d+ tokens and max_tokens is"):
+        lengths(short - 1)
+    monkeypatch.setattr(mllm_data, "_DRAWS", 1)
+    with pytest.raises(UserError, match="one turn takes"):
+        lengths(limit)
 
 
 @pytest.mark.parametrize("name", [name for name in packaged_recipes() if name.startswith(("align", "instruct"))])

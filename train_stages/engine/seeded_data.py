@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from .interrupt import heed_parent_alone
+
 
 class EpochSampler(Sampler[int]):
     """A permutation of `range(length)` for every epoch, drawn from (seed, epoch): a resumed run finds its place."""
@@ -53,6 +55,7 @@ class SeededDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> SeededBatch:
         """torch's loader asks for a whole batch here: the generators are put aside once, not once per item."""
+        heed_parent_alone()
         keys = [mixed_seed(self._seed, self._epoch, index) for index in indices]
         items = []
         with generators_put_back():

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from torch.utils.data import Dataset, Sampler
 
 from ...vision_towers.errors import UserError
+from .interrupt import heed_parent_alone
 from .seeded_data import SeededBatch, generators_put_back, mixed_seed, seed_generators
 
 Example = TypeVar("Example")
@@ -64,6 +65,7 @@ class SeededStream(Dataset):
 
     def __getitems__(self, batch: Sequence[_Placed]) -> SeededBatch:
         """torch's loader asks for a whole batch here."""
+        heed_parent_alone()
         key = mixed_seed(self._seed, 0, batch[0].place)
         with generators_put_back():
             items = [self._item(placed) for placed in batch]
