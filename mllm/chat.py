@@ -13,13 +13,11 @@ from .answers import Answer, decode_answer, end_ids, model_inputs
 from .bos import adds_special_tokens
 from .boxes import Boxes
 from .draw import OVERLAY_COLORS, draw_boxes
-from .greedy import greedy_tokens
+from .greedy import greedy_tokens, is_settled
 from .load import RegionMLLM
 from .processing import BoxesLike, RegionLlavaProcessor
 from .prompts import assistant_message, user_message
 from .region_model import encoded_rows
-
-UNFINISHED = "\ufffd"  # what the bytes of a character that is not whole yet decode to
 
 
 @dataclass
@@ -190,7 +188,7 @@ class ChatSession:
                 answer_ids.append(token)
                 probabilities.append(probability)
                 text = tokenizer.decode(answer_ids)
-                if len(text) > shown and not text.endswith(UNFINISHED):
+                if len(text) > shown and is_settled(tokenizer, answer_ids, text):
                     yield text[shown:]
                     shown = len(text)
             if len(rest := tokenizer.decode(answer_ids)) > shown:

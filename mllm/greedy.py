@@ -4,13 +4,16 @@
 thread. A turn of a conversation needs neither: here the caller asks for the next token, and stops by not asking.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import Cache
 
 from .cache_argument import cache_argument
+
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 def greedy_tokens(
@@ -41,6 +44,15 @@ def greedy_tokens(
             return
         yield token, probability
         ids, encoded = ids.new_tensor([[token]]), {}
+
+
+def is_settled(tokenizer: Any, ids: Sequence[int], text: str) -> bool:
+    """Whether `text`, what `ids` decode to, stays as it is whatever token comes next.
+
+    Bytes may still become one character; and where a byte is a token, as sentencepiece's `<0xC3>` is, a run of them
+    stands or falls as a whole.
+    """
+    return not text.endswith("\ufffd") and not BYTE_TOKEN.fullmatch(tokenizer.convert_ids_to_tokens(ids[-1]))
 
 
 # Not around the generator: what a consumer does between two tokens is not ours to run in inference mode.

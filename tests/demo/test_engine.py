@@ -164,7 +164,7 @@ def test_every_region_prompt_can_be_chosen(engine, token, region_prompt):
 
 
 def test_a_bug_in_the_model_fails_one_turn_and_nothing_else(engine, token, monkeypatch):
-    monkeypatch.setattr(engine.models[0].model, "generate", lambda **_: 1 / 0)
+    monkeypatch.setattr(engine.models[0].model, "forward", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         last(engine.ask(token, ["one"], "Hi"))
     turns = engine.sessions.get(token).conversations["one"].turns

@@ -1,6 +1,7 @@
 """ChatSession: kept prefix, streamed tokens, and what happens when a turn fails or is stopped."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from regiontower.mllm import ChatSession, Question, answer_questions
 from regiontower.mllm.answers import decode_answer
 from regiontower.mllm.boxes import Boxes, ImageFrame
 from regiontower.mllm.draw import draw_boxes
+from regiontower.mllm.greedy import BYTE_TOKEN, is_settled
 from regiontower.vision_towers import UserError
 
 TURNS = [
@@ -83,6 +85,19 @@ def test_first_turn_equals_answer_questions_and_streams_the_same_text(tiny_mllm,
     single = answer_questions(model, processor, [Question(noise_image(), text, boxes)], max_new_tokens=6)[0]
     assert session.last_answer.text == single.text
     assert "".join(pieces).strip() == single.text
+
+
+def test_text_that_counts_as_settled_is_not_taken_back(tiny_mllm):
+    tokenizer = tiny_mllm[1].tokenizer
+    byte_tokens = [token for text, token in tokenizer.get_vocab().items() if BYTE_TOKEN.fullmatch(text)]
+    assert byte_tokens, "this tokenizer should have some"
+    drawn = random.Random(0)
+    for _ in range(200):
+        ids = [drawn.choice(byte_tokens) if drawn.random() < 0.5 else drawn.randrange(len(tokenizer)) for _ in range(8)]
+        whole = tokenizer.decode(ids)
+        for end in range(1, len(ids)):
+            text = tokenizer.decode(ids[:end])
+            assert not is_settled(tokenizer, ids[:end], text) or whole.startswith(text)
 
 
 def test_a_bad_turn_leaves_the_conversation_as_it_was(tiny_mllm, noise_image, session):
