@@ -1,6 +1,6 @@
 """The table of docs/swap.md: every kind of LLaVA on every tower, on tiny random checkpoints with true tensor names.
 
-regiontower bench swap-table [--kinds Llava,...] [--towers CLIP,...] --json
+regiontower bench swap-table [--kinds Llava,LlavaNext] [--towers 'CLIP;RICE'] --json
 
 Each pair is swapped from files in both key layouts and in float32 and bfloat16, then opened by a fresh process that
 cannot import this package, and where that cannot be, by this one. A row says the worst of its four checkpoints.

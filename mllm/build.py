@@ -13,6 +13,8 @@ from .modeling import RegionLlavaForConditionalGeneration
 from .processing import RegionLlavaProcessor, RegionPrompt
 from .prompts import IMAGE_TOKEN, REGION_TOKEN
 
+SAMPLING = ("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
 
 def build_mllm(
     tower: PreTrainedModel,
@@ -85,8 +87,12 @@ def build_mllm(
 
 
 def generation_config(language_model: PreTrainedModel, placeholder_ids: Iterable[int]) -> GenerationConfig:
-    """The language model's own, greedy, and never emitting a placeholder: an emitted one would want an embedding."""
-    config = GenerationConfig.from_dict(language_model.generation_config.to_dict())
+    """The language model's own, greedy, and never emitting a placeholder: an emitted one would want an embedding.
+
+    How the language model was sampled from is left behind: transformers saves no greedy configuration that holds it.
+    """
+    own = language_model.generation_config.to_dict()
+    config = GenerationConfig.from_dict({name: value for name, value in own.items() if name not in SAMPLING})
     config.do_sample = False
     config.suppress_tokens = sorted(set(config.suppress_tokens or []) | set(placeholder_ids))
     return config

@@ -22,6 +22,7 @@ from .adapters import adapter_base
 from .config import RegionLlavaConfig
 from .load import DTYPES, RegionMLLM, load_mllm
 from .processing import RegionLlavaProcessor
+from .swap import REGION_PROJECTOR, TOWER, adopt
 
 OWN_FIELDS = ("model_type", "architectures", "region_token_index", "projector", "image_position", "row_end")
 _PLAIN: dict[str, tuple[Any, Any, Any]] = {
@@ -39,8 +40,10 @@ def export_merged(source: str | Path, out: str | Path, *, dtype: str = "auto") -
         source: a LoRA run directory, or the hub id of one. out: a new or empty folder.
         dtype: of the files: "fp32", "bf16", "fp16", or "auto", the one that the base is saved in.
     Raises:
-        UserError: no adapter lies there, or its base is gone or another model.
+        UserError: no adapter lies there, its base is gone or another model, or no such dtype.
     """
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"--dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}.")
     source = model_source(source)
     base = adapter_base(source)
     if base is None:
@@ -79,15 +82,11 @@ def to_plain_llava(model: RegionMLLM, processor: RegionLlavaProcessor, out: str 
     plain_config_kind, plain_kind, plain_processor = _PLAIN[config.model_type]
     fields = {name: value for name, value in config.to_dict().items() if name not in OWN_FIELDS}
     plain_config = plain_config_kind(**fields | {"vision_config": native.config, "text_config": config.text_config})
-    plain: Any = plain_kind._from_config(plain_config, dtype=model.dtype)
-    plain.model.vision_tower = native
-    state = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(("model.vision_tower.", "model.region_projector."))
-    }
-    info = plain.load_state_dict(state, strict=False)
-    assert not info.unexpected_keys and all("vision_tower" in key for key in info.missing_keys), info
+    plain_config.dtype = model.dtype
+    with torch.device("meta"):  # a frame for the tensors that are there already
+        plain: Any = plain_kind(plain_config)
+    adopt(plain.model, model.model, leave=(TOWER, REGION_PROJECTOR))
+    plain.model.vision_tower, plain.lm_head = native, model.lm_head
     plain.generation_config = model.generation_config
 
     side, image_processor = processor.image_size, processor.image_processor

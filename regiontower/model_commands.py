@@ -142,7 +142,8 @@ def check(
 ) -> None:
     """Look for what is wrong with a LLaVA or a recipe and no error message tells of; status 1 for an error."""
     from .mllm.check import check_model
-    from .mllm.check import report as summary
+    from .mllm.findings import count, errors_first
+    from .mllm.findings import report as summary
     from .train_stages.check_recipe import check_recipe
     from .train_stages.recipe import packaged_recipes
     from .vision_towers import UserError
@@ -157,8 +158,8 @@ def check(
 
         samples, more = look_at_samples(source, sets or ())
         print_samples(samples)
-        found = sorted([*found, *more], key=lambda finding: finding.level != "error")
+        found = errors_first([*found, *more])
         batch = {"batch": samples.as_dict()}
     report(summary(found) | batch, json_, "\n".join(finding.line() for finding in found) or "nothing found")
-    if any(finding.level == "error" for finding in found):
+    if count(found, "error"):
         raise typer.Exit(1)

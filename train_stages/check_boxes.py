@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from ..mllm.boxes import BOX_FORMATS, BoxFormat, ImageFrame, box_format
-from ..mllm.check import Finding
+from ..mllm.findings import Finding
 from .chat_samples import Unusable
 from .mixture_recipe import CONVERSATIONS, MixtureData, MixtureSource
 from .mixture_sources import open_source

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig, AutoProcessor
 
-from ..mllm.check import Finding, check_model, errors_first, input_size
+from ..mllm.check import findings_of, input_size
+from ..mllm.checked import look_at
+from ..mllm.config import RegionParts
+from ..mllm.findings import Finding, errors_first
+from ..mllm.regions import CONFIGS
 from ..vision_towers import UserError, describe_tower
+from ..vision_towers.load import tower_config
 from ..vision_towers.packaged import model_source
 from .check_boxes import foreign_boxes
 from .engine.run_dir import RECIPE_FILE
@@ -33,18 +37,21 @@ def check_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[Find
     recipe = read_stage_recipe(source, overrides)
     model = recipe.model
     if isinstance(model, AlignModel):
-        tower = _config(model.tower)
-        tower = getattr(tower, "vision_config", tower)  # a whole LLaVA: its tower is taken
+        tower, layer = tower_config(model.tower), model.feature_layer
+        prompt, convention = model.region_prompt, model.box_format
         found = [*_size(model, tower), *_boxes(model)]
-        found += _idle_blocks(recipe, tower, model.feature_layer, model.region_prompt)
-        convention = model.box_format
     else:
-        config, (region_prompt, convention) = _config(model.mllm), _prompts(model.mllm)
-        found = [*check_model(model.mllm)]
-        found += _idle_blocks(recipe, config.vision_config, config.vision_feature_layer, region_prompt)
+        whole = look_at(model.mllm)
+        tower, layer = whole.config.vision_config, whole.config.vision_feature_layer
+        # A plain model gets the defaults with its regions.
+        prompt = getattr(whole.processor, "region_prompt", "tokens+coords")
+        convention = getattr(whole.processor, "box_format", "int1000")
+        found = [*findings_of(whole), *_kind(recipe, whole.config)]
     if isinstance(recipe.data, MixtureData):
         found += foreign_boxes(recipe.data, convention)
-    found += _regions(recipe)
+    embeds = "tokens" in prompt and _asks_about_regions(recipe)
+    found += _regions(recipe, prompt, embeds)
+    found += _idle_blocks(recipe, tower, layer, embeds)
     return errors_first(found)
 
 
@@ -62,21 +69,6 @@ def read_stage_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Alig
     raise UserError(
         f"{source} is no recipe of align or instruct (model.tower and model.language_model, or model.mllm)."
     )
-
-
-def _config(name: str) -> Any:
-    source = model_source(name)
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
-
-
-def _prompts(name: str) -> tuple[str, str]:
-    """What `<region>` becomes for a whole model, and its box convention; a plain one gets the defaults with its
-    regions."""
-    processor: Any = AutoProcessor.from_pretrained(model_source(name))
-    return getattr(processor, "region_prompt", "tokens+coords"), getattr(processor, "box_format", "int1000")
 
 
 def _size(model: AlignModel, tower: Any) -> Iterator[Finding]:
@@ -99,14 +91,39 @@ def _boxes(model: AlignModel) -> Iterator[Finding]:
         )
 
 
-def _regions(recipe: AlignRecipe | InstructRecipe) -> Iterator[Finding]:
-    if recipe.lr.region_projector and not _asks_about_regions(recipe):
+def _kind(recipe: AlignRecipe | InstructRecipe, config: Any) -> Iterator[Finding]:
+    """Our stages train models with regions, and add them to a Llava or LlavaNext; not below an adapter, whose base is
+    opened again as it is."""
+    if isinstance(config, RegionParts):
+        return
+    if config.model_type not in CONFIGS:
         yield Finding(
             "error",
-            "nothing in the data asks about a region",
-            "the region projector never gets a gradient",
-            f"add one of {', '.join(sorted(REGION_KINDS))} to data.mix, or set lr.region_projector=0",
+            f"the model is a {config.model_type}",
+            "align and instruct train models that take boxes, and it cannot become one",
+            f"take a {' or '.join(CONFIGS)}, or another trainer",
         )
+    elif isinstance(recipe, InstructRecipe) and (recipe.lora is not None or recipe.model.quant != "none"):
+        yield Finding(
+            "error",
+            f"the model is a {config.model_type}, without regions",
+            "with an adapter or a quantised base they are not added on the way",
+            "write the model with `regiontower swap ... --regions` first, or align it",
+        )
+
+
+def _regions(recipe: AlignRecipe | InstructRecipe, prompt: str, embeds: bool) -> Iterator[Finding]:
+    """embeds: whether a region of the data becomes an embedding."""
+    if not recipe.lr.region_projector or embeds:
+        return
+    asks = "tokens" in prompt
+    yield Finding(
+        "error",
+        "nothing in the data asks about a region" if asks else f"region_prompt {prompt} makes no region embeddings",
+        "the region projector never gets a gradient, and training stops",
+        (f"add one of {', '.join(sorted(REGION_KINDS))} to data.mix" if asks else "set region_prompt=tokens+coords")
+        + ", or set lr.region_projector=0",
+    )
 
 
 def _asks_about_regions(recipe: AlignRecipe | InstructRecipe) -> bool:
@@ -118,7 +135,7 @@ def _asks_about_regions(recipe: AlignRecipe | InstructRecipe) -> bool:
 
 
 def _idle_blocks(
-    recipe: AlignRecipe | InstructRecipe, tower: Any, feature_layer: int | list[int] | None, region_prompt: str
+    recipe: AlignRecipe | InstructRecipe, tower: Any, feature_layer: int | list[int] | None, embeds: bool
 ) -> Iterator[Finding]:
     """Blocks behind the feature layer learn from region embeddings or not at all."""
     if not recipe.lr.tower:
@@ -126,7 +143,7 @@ def _idle_blocks(
     spec, depth = describe_tower(tower), tower.num_hidden_layers
     layer = spec.default_feature_layer if feature_layer is None else feature_layer
     layers = [layer] if isinstance(layer, int) else [*layer]
-    if "tokens" in region_prompt and _asks_about_regions(recipe):
+    if embeds:
         layers.append(getattr(tower, "region_layer", -1))
     reached = max(at if at >= 0 else depth + 1 + at for at in layers)
     if reached < depth:

@@ -19,7 +19,7 @@ from rich.text import Text
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from ..mllm import load_with_regions
-from ..mllm.check import Finding
+from ..mllm.findings import Finding
 from ..mllm.processing import RegionLlavaProcessor
 from ..vision_towers import load_tower
 from ..vision_towers.errors import UserError

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -19,7 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .describe import describe_tower, registered_towers
-from .errors import UserError
+from .errors import CANNOT_OPEN, UserError, in_one_line
 from .lift import lift_tower
 from .packaged import model_source
 from .region_boxes import HALF_PRECISION
@@ -55,7 +54,7 @@ def load_tower(
     if readout is not None and readout not in READOUTS:
         raise UserError(f"readout must be one of {', '.join(READOUTS)}, got {readout!r}.")
     with _quietly(keep_bars=not Path(source).is_dir()):
-        vision = _vision_config(source)
+        vision = tower_config(source)
         spec = describe_tower(vision)  # says in one sentence when the type is unknown
         if spec.region_readout != "none":
             if readout not in (None, spec.region_readout):
@@ -89,8 +88,8 @@ def load_umg_clip(name_or_path: str | Path, *, dtype: torch.dtype | None = None,
     with _quietly(keep_bars=not Path(source).is_dir()):
         try:
             config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError, StrictDataclassError) as error:
-            raise UserError(f"no model can be opened at {source!r}: {_sentence(error)}") from error
+        except CANNOT_OPEN as error:
+            raise UserError(f"no model can be opened at {source!r}: {in_one_line(error)}") from error
         kind = kinds.get(config.model_type)
         if kind is None:
             raise UserError(f"{source!r} is a {config.model_type}; a umg_clip, a clip or a siglip is needed.")
@@ -100,8 +99,14 @@ def load_umg_clip(name_or_path: str | Path, *, dtype: torch.dtype | None = None,
     return UmgClipModel.from_pair(model, **region_fields)
 
 
-def _vision_config(source: str) -> PreTrainedConfig:
-    """The configuration of the tower at `source`, or of the vision part of the model there."""
+def tower_config(name_or_path: str | Path) -> PreTrainedConfig:
+    """The configuration of the tower that `load_tower` opens there, or of the vision part of the model there, as it is
+    saved. Weights are not read.
+
+    Raises:
+        UserError: nothing to open there.
+    """
+    source = model_source(name_or_path)
     try:
         fields, _ = PreTrainedConfig.get_config_dict(source)
         if (packed := rice_vit_config(fields)) is not None:
@@ -111,8 +116,8 @@ def _vision_config(source: str) -> PreTrainedConfig:
             # Read without the whole model's own class, which may be one that this package does not know.
             return AutoConfig.for_model(**part)
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"no tower can be opened at {source!r}: {_sentence(error)}") from error
+    except CANNOT_OPEN as error:
+        raise UserError(f"no tower can be opened at {source!r}: {in_one_line(error)}") from error
     if type(config).model_type in registered_towers():
         return config
     part = getattr(config, "vision_config", None)
@@ -137,7 +142,7 @@ def _load(
             key_mapping=key_mapping,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"the weights at {source!r} cannot be opened: {_sentence(error)}") from error
+        raise UserError(f"the weights at {source!r} cannot be opened: {in_one_line(error)}") from error
     # transformers only warns and goes on with random tensors; a tower with a random part is worse than no tower.
     absent = sorted(info["missing_keys"])
     if absent:
@@ -150,13 +155,6 @@ def _load(
             f"{tuple(saved)} and should be {tuple(wanted)}."
         )
     return model.eval()
-
-
-def _sentence(error: Exception) -> str:
-    """The message of a library's exception on one line, ended with a full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2] if isinstance(error, StrictDataclassError) else lines[:1])
-    return text if text.endswith(".") else text + "."
 
 
 @contextmanager

@@ -45,6 +45,13 @@ NAMES = {
 }
 BACK = {mlcd: rice for rice, mlcd in NAMES.items()}
 QKV = ("q_proj", "k_proj", "v_proj")
+# Of an MLCD: what stands in the fused matrix, the last layer norm, and numbers that are computed.
+LEFT_OUT = {f"encoder.layers.#.self_attn.{part}.{kind}" for part in QKV for kind in ("weight", "bias")} | {
+    "post_layernorm.weight",
+    "post_layernorm.bias",
+    "embeddings.position_ids",
+    "vision_rotary_embedding.inv_freq",
+}
 
 
 def to_mlcd_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -82,16 +89,24 @@ def to_mlcd_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def to_rice_vit_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of an `mlcd_vision_model` under the names of a `rice_vit`, without a prefix; `post_layernorm` is left
-    out."""
+    """Tensors of an `mlcd_vision_model`, from memory or from a file of either layout, under the names of a `rice_vit`,
+    without a prefix; `post_layernorm` is left out.
+
+    Raises:
+        UserError: a tensor that is not known.
+    """
+    own = {name.removeprefix("vision_model."): tensor for name, tensor in state.items()}
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in own.items():
         pattern, number = _numbered(name)
+        kind = name.rpartition(".")[2]
         if pattern in BACK:
             found[BACK[pattern].replace("#", number)] = tensor
-        elif ".self_attn.q_proj." in name:
-            parts = [state[name.replace("q_proj", part)] for part in QKV]
-            found[f"blocks.{number}.attn.qkv.{name.rpartition('.')[2]}"] = torch.cat(parts)
+        elif pattern == f"encoder.layers.#.self_attn.q_proj.{kind}":
+            parts = [own[name.replace("q_proj", part)] for part in QKV]
+            found[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat(parts)
+        elif pattern not in LEFT_OUT:
+            raise UserError(f"an mlcd_vision_model has no tensor {name!r}; these are weights of another tower.")
     return found
 
 

@@ -6,7 +6,10 @@ import pytest
 
 from regiontower.benchmarks._tiny_llavas import tiny_llava, tiny_tower
 from regiontower.mllm import add_regions, swap_vision_tower
-from regiontower.mllm.check import check_model, report
+from regiontower.mllm.adapters import write_adapter
+from regiontower.mllm.check import check_model
+from regiontower.mllm.findings import report
+from regiontower.train_stages.lora import LoraRecipe, add_lora
 from regiontower.vision_towers import UserError
 
 
@@ -123,16 +126,58 @@ def test_a_vip_llava_always_drops_the_first_token(tmp_path):
     assert "writes 17 placeholders for 56 px, the model makes 16" in words(check_model(folder))
 
 
+def test_a_tower_whose_own_size_is_no_multiple_of_its_patch_is_right(tmp_path):
+    """SigLIP-so400m/14 at 384 px, in most of LLaVA-OneVision: 27 patches a side, and 6 px that no patch covers."""
+    for kind in ("Llava", "LlavaNext", "LlavaOnevision"):
+        for part in swap_vision_tower(*tiny_llava(kind), tiny_tower("SigLIP", image_size=60)):
+            part.save_pretrained(tmp_path / kind)
+        assert check_model(tmp_path / kind) == []
+
+
 def test_lora_patterns_that_reach_the_tower_are_found(saved, tmp_path):
+    """Beside a model's own files, as other tools leave an adapter."""
     folder = changed(saved, tmp_path, "config.json")
-    (folder / "adapter_config.json").write_text(json.dumps({"target_modules": ["q_proj"]}))
-    assert "modules of the tower" in words(check_model(folder), "warning")
-    (folder / "adapter_config.json").write_text(json.dumps({"target_modules": r".*language_model.*q_proj"}))
-    assert "modules of the tower" not in words(check_model(folder), "warning")
+
+    def said(**fields):
+        adapter = {"peft_type": "LORA", "base_model_name_or_path": str(saved)} | fields
+        (folder / "adapter_config.json").write_text(json.dumps(adapter))
+        return "modules of the tower" in words(check_model(folder), "warning")
+
+    assert said(target_modules=["q_proj"]) and said(target_modules=r".*q_proj")
+    assert not said(target_modules=r".*language_model.*q_proj")
+    assert not said(target_modules=["q_proj"], exclude_modules=r".*vision_tower.*")
+
+
+@pytest.mark.parametrize("on", [("language_model",), ("language_model", "tower")])
+def test_a_lora_run_is_looked_at_with_its_base(tmp_path, on):
+    model, processor = add_regions(*swap_vision_tower(*tiny_llava("Llava"), tiny_tower("RICE")))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "base")
+    add_lora(model, LoraRecipe(rank=2, on=on))
+    (tmp_path / "run").mkdir()
+    write_adapter(model, tmp_path / "run", str(tmp_path / "base"), ())
+    processor.image_size = 70
+    processor.save_pretrained(tmp_path / "run")
+    found = check_model(tmp_path / "run")
+    assert ("modules of the tower" in words(found, "warning")) == ("tower" in on)
+    assert "image_seq_length is 16, a view has 25 tokens" in words(found, "warning")  # by the run's own processor
 
 
 def test_the_report_counts_and_what_is_no_llava_is_refused(saved, tmp_path):
     found = report(check_model(changed(saved, tmp_path, "processor_config.json", patch_size=7)))
     assert found["errors"] == 1 and set(found["findings"][0]) == {"level", "what", "why", "mend"}
-    with pytest.raises(UserError, match="no model can be opened"):
-        check_model(tmp_path / "absent")
+
+
+def test_what_cannot_be_looked_at_is_one_sentence(saved, tmp_path):
+    tiny_tower("RICE").save_pretrained(tmp_path / "tower")
+    (tmp_path / "old").mkdir()
+    old = changed(saved, tmp_path / "old", "config.json", vision_feature_select_strategy="patch")  # as LLaVA's own code
+    cases = {
+        "no model can be opened": tmp_path / "absent",
+        "is a rice_vision_model; only LLaVA-style": tmp_path / "tower",
+        r"expected one of \('default', 'full'\), got patch": old,
+    }
+    for message, source in cases.items():
+        with pytest.raises(UserError, match=message) as error:
+            check_model(source)
+        assert "\n" not in str(error.value)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from regiontower.mllm import to_plain_llava
 from regiontower.mllm.answers import user_prompt
@@ -38,6 +39,15 @@ def test_reloads_without_this_package_with_the_same_logits(tiny_mllm, noise_imag
     assert run.returncode == 0, run.stderr
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits.pt"), model(**inputs).logits)
+
+
+def test_no_second_language_model_is_made(tiny_mllm, tmp_path, monkeypatch):
+    model, processor = tiny_mllm
+    written = []
+    monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", lambda self, _: written.append(self))
+    to_plain_llava(model, processor, tmp_path)
+    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert {tensor.data_ptr() for tensor in written[0].state_dict().values()} <= own
 
 
 @pytest.mark.parametrize(

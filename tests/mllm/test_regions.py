@@ -63,6 +63,16 @@ def test_boxes_are_heard_and_it_survives_saving(noise_image, tmp_path):
     assert set(model.generation_config.suppress_tokens) == {processor.image_token_id, processor.region_token_id}
 
 
+def test_a_language_model_with_settings_for_sampling_can_be_saved(tmp_path):
+    """Vicuna, Qwen2 and others come with a temperature; transformers saves no greedy configuration that has one."""
+    plain, processor = tiny_llava("Llava")
+    plain.generation_config.update(do_sample=True, temperature=0.9, top_p=0.6, top_k=20, repetition_penalty=1.1)
+    model, _ = add_regions(plain, processor)
+    model.generation_config.save_pretrained(tmp_path)
+    assert model.generation_config.do_sample is False and model.generation_config.repetition_penalty == 1.1
+    assert plain.generation_config.temperature == 0.9
+
+
 def test_templates_of_multimodal_models_take_our_plain_text(noise_image):
     plain, processor = tiny_llava("Llava")
     model, ours = add_regions(plain, processor)

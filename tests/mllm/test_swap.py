@@ -1,5 +1,6 @@
 """swap_vision_tower: everything that has to agree with the tower does, and the language model is untouched."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel
@@ -40,6 +41,32 @@ def test_complaint_2_image_tokens_match_after_a_swap(kind, tower, noise_image):
         _, inputs = ask(model, processor, noise_image(*size))  # raises when they do not match
         counted = processor._get_num_multimodal_tokens(image_sizes=[(size[1], size[0])])["num_image_tokens"]
         assert [int((inputs["input_ids"] == model.config.image_token_id).sum())] == counted
+
+
+@pytest.mark.parametrize("tower", ["CLIP", "SigLIP", "DINOv3"])
+def test_complaint_2_frames_of_a_video_and_several_pictures_match_too(tower, noise_image):
+    model, processor = swap_vision_tower(*tiny_llava("LlavaOnevision"), tiny_tower(tower))
+    video = np.random.default_rng(0).integers(0, 256, (3, 70, 90, 3), dtype=np.uint8)
+    several = [noise_image(), noise_image(40, 200)]
+    asked = [
+        processor(videos=[video], text=["USER: <video> What ?"], return_tensors="pt"),
+        processor(images=[several], text=["USER: <image> <image> What ?"], return_tensors="pt"),
+    ]
+    with torch.no_grad():
+        assert all(model(**inputs).logits.isfinite().all() for inputs in asked)
+
+
+@pytest.mark.parametrize("kind", ["Llava", "LlavaNext", "LlavaOnevision"])
+def test_a_side_that_is_no_multiple_of_the_patch(kind, noise_image):
+    """SigLIP-so400m/14 has 384 px: 27 patches a side, and 6 px that none covers."""
+    model, processor = swap_vision_tower(*tiny_llava(kind), tiny_tower("SigLIP", image_size=60))
+    _, inputs = ask(model, processor, noise_image(130, 90))
+    assert inputs["pixel_values"].shape[-1] == 60 and getattr(model.config, "image_seq_length", 16) == 16
+    if kind != "LlavaOnevision":
+        model, processor = add_regions(model, processor)
+        inputs = processor([noise_image(130, 90)], ["<image>What is in <region> ?"], boxes=[[(5, 5, 125, 85)]])
+        with torch.no_grad():
+            assert model(**inputs).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("tower", TOWERS)

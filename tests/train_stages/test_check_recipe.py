@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from transformers import AutoProcessor
 
 from regiontower.benchmarks._tiny_llavas import tiny_llava, tiny_tower
 from regiontower.mllm import add_regions, swap_vision_tower
@@ -45,7 +46,8 @@ def test_a_recipe_that_is_right(parents):
         ("rice", "model.image_size=60", "a multiple of 14"),
         ("siglip", "model.image_size=70", "takes 56 px"),
         ("rice", "model.box_format=qwen2", "the language model learned square100"),
-        ("rice", "data.mix={grounding: 1, referring: 0}", "never gets a gradient"),
+        ("rice", "data.mix={grounding: 1, referring: 0}", "nothing in the data asks about a region"),
+        ("rice", "model.region_prompt=overlay", "region_prompt overlay makes no region embeddings"),
         ("siglip", "lr.tower=1e-5;model.region_prompt=coords", "the last 1 blocks of the tower get no gradient"),
         ("rice", "lr.tower=1e-5;model.region_prompt=overlay", "the last 1 blocks of the tower get no gradient"),
         ("siglip", "lr.tower=1e-5;data.mix={grounding: 1}", "the last 1 blocks of the tower get no gradient"),
@@ -106,6 +108,44 @@ def wholes(tmp_path_factory):
     return found
 
 
+def test_a_lora_run_is_looked_at_with_its_base(wholes, tmp_path):
+    """`instruct` goes on from one, too."""
+    AutoProcessor.from_pretrained(wholes["Llava"]).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(wholes["Llava"])}))
+    whole = f"model={{mllm: {tmp_path}}}"
+    assert check_recipe("instruct-real", [whole]) == []
+    found = check_recipe("instruct-real", [whole, "data.mix={grounding: 1}"])
+    assert found[0].what == "nothing in the data asks about a region"
+
+
+def test_models_that_our_stages_do_not_train_are_found(tmp_path):
+    """`align` and `instruct` refuse them, after they have read the weights."""
+    for kind in ("Llava", "LlavaOnevision"):
+        for part in tiny_llava(kind):
+            part.save_pretrained(tmp_path / kind)
+
+    def said(recipe, kind, *more):
+        found = check_recipe(recipe, [f"model={{mllm: {tmp_path / kind}}}", *more])
+        return " ".join(finding.line() for finding in found if finding.level == "error")
+
+    for recipe in ("align-real", "instruct-real"):
+        assert said(recipe, "Llava") == ""
+        assert "the model is a llava_onevision; align and instruct train models that take boxes" in said(
+            recipe, "LlavaOnevision"
+        )
+    for more in ("lora={rank: 2}", "model.quant=nf4"):
+        assert "the model is a llava, without regions" in said("instruct-real", "Llava", more)
+
+
+def test_the_tower_of_a_llava_onevision_15_is_looked_at(parents, tmp_path):
+    """Transformers does not know its `rice_vit`; `load_tower`, and so `align`, does."""
+    sizes = {"depth": 3, "embed_dim": 32, "num_heads": 2, "intermediate_size": 64}
+    whole = {"model_type": "llavaonevision1_5", "vision_config": {"model_type": "rice_vit", **sizes}}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    assert findings(parents, tmp_path) == ""
+    assert "a multiple of 14" in findings(parents, tmp_path, "model.image_size=60")
+
+
 @pytest.mark.parametrize("name", PACKAGED)
 def test_every_packaged_recipe_is_right(name, parents, wholes, tmp_path, monkeypatch):
     """As it stands, with small models of the classes it is for, and files of the names it asks for."""
@@ -135,6 +175,8 @@ def test_other_recipes_and_absent_models_are_one_sentence(parents):
     with pytest.raises(UserError, match="no recipe of align or instruct"):
         check_recipe("rice-nano")
     with pytest.raises(UserError, match="no model can be opened"):
+        check_recipe("instruct-real", [f"model.mllm={parents / 'absent'}"])
+    with pytest.raises(UserError, match="no tower can be opened"):
         findings(parents, "absent")
 
 

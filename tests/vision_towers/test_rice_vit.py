@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from regiontower.vision_towers import (
     RiceVisionModel,
@@ -69,6 +70,15 @@ def test_names_there_and_back_are_the_same_tensors(native):
     assert all(torch.equal(back[name], state[name]) for name in state if "post_layernorm" not in name)
 
 
+def test_names_of_either_layout_are_taken_and_others_refused(native):
+    state = native("mlcd").state_dict()
+    there = to_rice_vit_state(state)
+    file = to_rice_vit_state({f"vision_model.{name}": tensor for name, tensor in state.items()})
+    assert file.keys() == there.keys() and all(torch.equal(file[name], there[name]) for name in there)
+    with pytest.raises(UserError, match=r"no tensor 'visual\.proj'"):
+        to_rice_vit_state({"visual.proj": torch.ones(1)})
+
+
 @pytest.mark.parametrize(("prefix", "parts"), [("visual.", 1), ("model.visual.", 2), ("", 1)])
 def test_load_tower_opens_one_without_its_language_model(saved, prefix, parts):
     folder, tower = saved(prefix, parts)
@@ -90,6 +100,64 @@ def test_every_picture_of_a_packed_batch_gets_its_own_patches(native):
         for picture, grid, found in zip(pictures, grids, together, strict=True):
             alone = tower(picture[None]).last_hidden_state[0, 1:]
             assert torch.equal(found, alone[merge_order(grid)])
+
+
+def published(state, patches, grids, heads=2):
+    """The tower's published forward up to its last block, written down again: every picture's class token in front of
+    its patches, attention within a picture, rotary positions `(y, x)` in the order of the patches.
+
+    Returns `(patches + pictures, width)`, class tokens included.
+    """
+    width = len(state["class_embedding"])
+    size = width // heads
+    frequencies = 1 / 10000 ** (torch.arange(0, size // 2, 2) / (size // 2))
+
+    def linear(x, name):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def norm(x, name):
+        return functional.layer_norm(x, (width,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
+
+    def turned(x, angles):
+        angles = torch.cat([angles, angles], -1)[:, None]
+        first, second = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+    outputs = []
+    for given, (rows, columns) in zip(patches.split([r * c for r, c in grids]), grids, strict=True):
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        places = [p.view(rows // 2, 2, columns // 2, 2).permute(0, 2, 1, 3).flatten() for p in (y, x)]
+        angles = torch.cat([torch.outer(place.float(), frequencies) for place in places], -1)
+        angles = torch.cat([state["class_pos_emb"], angles])
+        tokens = torch.cat([state["class_embedding"][None], given @ state["patch_embed.proj.weight"].flatten(1).T])
+        tokens = norm(tokens, "pre_layernorm")
+        for block in range(4):
+            name = f"blocks.{block}"
+            qkv = linear(norm(tokens, f"{name}.norm1"), f"{name}.attn.qkv").view(len(tokens), 3, heads, size)
+            q, k, v = qkv.unbind(1)
+            scores = torch.einsum("qhd,khd->hqk", turned(q, angles), turned(k, angles)) / size**0.5
+            mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
+            tokens = tokens + linear(mixed, f"{name}.attn.proj")
+            hidden = functional.gelu(linear(norm(tokens, f"{name}.norm2"), f"{name}.mlp.fc1"))
+            tokens = tokens + linear(hidden, f"{name}.mlp.fc2")
+        outputs.append(tokens)
+    return torch.cat(outputs)
+
+
+def test_the_published_forward_is_this_one_but_for_where_it_cuts_class_tokens_out(native):
+    """Its offsets are those before class tokens were put in: right for one picture, wrong from the second on."""
+    tower = native("mlcd")
+    grids = [(2, 4), (4, 2), (6, 4)]
+    patches = torch.cat([packed(torch.randn(3, rows * 14, columns * 14)) for rows, columns in grids])
+    with torch.no_grad():
+        ours = encode_packed(tower, patches, grids)
+        whole = published(to_rice_vit_state(tower.state_dict()), patches, grids)
+    starts = [0, 8, 16]  # of each picture among the patches
+    for number, (start, found) in enumerate(zip(starts, ours, strict=True)):
+        right = whole[start + number + 1 :][: len(found)]
+        cut_there = whole[start + 1 :][: len(found)]
+        torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+        assert torch.allclose(found, cut_there, atol=1e-3) == (number == 0)
 
 
 def test_blocks_of_two_by_two_come_first():
