@@ -2,14 +2,16 @@
 
     regiontower bench label [--images FOLDER] [--limit 24] [--engines rice-ocr rice-objects vesl granular] --json
 
-`rice-ocr` reads with rapidocr's own weights. The others run models of the real size (ViT-B/16 and the like) with random
-weights, on which time does not depend, and the packaged captioner: `rice-objects` proposes segments and clusters crops;
-`vesl` captions, and looks for the phrases with an OWLv2 B/16 at 448 px; `granular` scores 100 tags with a CLIP B/16,
-captions, and looks for the tags with the same OWLv2 (random boxes are all too small, so no region is captioned).
+`rice-ocr` reads with rapidocr's own weights. The others run ViTs of real size with random weights, on which time does
+not depend, and the packaged captioner: `rice-objects` proposes segments and clusters crops of the best 8; `vesl`
+captions, and looks for the phrases with an OWLv2 at 448 px; `granular` scores 100 tags with a CLIP, looks for the best
+20 with the same OWLv2, and captions the image and its regions. How many regions random boxes come to is in the result,
+beside the sizes of all models. ViTs are S/16; `--width 768` makes them B/16.
 
-Without --images, scenes are generated. Ways to run are measured in turn, `--repeats` times, and the medians given. The
-start of processes and models is part of the time; it is given apart, measured on two images. Growth: one process on a
-quarter, half, and all of the images, without the start.
+Without --images, scenes are generated. An engine is run once each way, `--repeats` times, and the medians are given.
+`images_per_second` is a whole run's, with the start of processes and models; `labelling_per_second` is the pace after
+every process has finished its first shard; `start_seconds` is what is left of the time until then. Growth: one process
+on a quarter, half, and all of the images, without the start.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import string
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -40,32 +42,37 @@ from transformers import (
     Owlv2Processor,
 )
 
+from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
-from regiontower.train_stages.label import ImageSource, RunConfig, find_engine, label_images
+from regiontower.mllm.prompts import DESCRIBE_IMAGE
+from regiontower.train_stages.label import ImageSource, LabelResult, RunConfig, find_engine, label_images
 from regiontower.train_stages.label.centres import KMeansConfig
 from regiontower.train_stages.label.granular import GranularConfig
 from regiontower.train_stages.label.object_clusters import label_objects
 from regiontower.train_stages.label.objects import ObjectsConfig
 from regiontower.train_stages.label.ocr import OcrConfig
+from regiontower.train_stages.label.shard import DONE
 from regiontower.train_stages.label.vesl import VeslConfig
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.train_stages.webdataset import IMAGE_SUFFIXES
 
-Run = Callable[[ImageSource, Path, RunConfig], object]
+Run = Callable[[ImageSource, Path, RunConfig], LabelResult]
 ENGINES = ("rice-ocr", "rice-objects", "vesl", "granular")
 PER_SHARD = 4
-FEW = 2  # images for which nearly all time is the start's
+AT_LEAST = 3 * PER_SHARD  # two processes have a shard each, and then one is left to take the time of
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the random models: width, layers and heads; pixels of the detector's input."""
+    """Of the random models: width, layers and heads of every ViT; pixels of the detector's input. new_tokens: of a
+    caption; regions: of an image, at most, for `rice-objects`."""
 
-    width: int = 768
+    width: int = 384
     layers: int = 12
-    heads: int = 12
+    heads: int = 6
     detector: int = 448
     new_tokens: int = 64
+    regions: int = 8
 
     def fields(self) -> dict[str, int]:
         """Of a transformers config."""
@@ -77,27 +84,47 @@ class Sizes:
         }
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Of a run: all seconds, and those after which each shard was finished, in order. regions: of an image."""
+
+    seconds: float
+    ends: tuple[float, ...]
+    regions: float
+
+    def pace(self, processes: int) -> float:
+        """Images a second after every process has finished its first shard."""
+        return PER_SHARD * (len(self.ends) - processes) / (self.ends[-1] - self.ends[processes - 1])
+
+    def start(self, processes: int) -> float:
+        """Seconds before that which the pace does not explain."""
+        return max(0.0, self.ends[processes - 1] - PER_SHARD * processes / self.pace(processes))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of images; generated scenes when absent")
-    parser.add_argument("--limit", type=int, default=24, help="the first so many")
+    parser.add_argument("--limit", type=int, default=24, help="the first so many, in fours; at least 12")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--width", type=int, choices=(384, 768), default=384, help="of the random ViTs: S or B")
     parser.add_argument("--json", action="store_true", help="the result alone on the last line")
     arguments = parser.parse_args()
+    sizes = Sizes(arguments.width, heads=arguments.width // 64)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if arguments.images is None:
             write_scenes(folder / "scenes", arguments.limit, seed=0)
         images = take(arguments.images or folder / "scenes" / "images", folder / "images", arguments.limit)
-        runs = engine_runs(folder / "models", arguments.engines, Sizes())
+        if len(images) < AT_LEAST:
+            parser.error(f"there are {len(images)} images; {AT_LEAST} are needed")
+        runs = engine_runs(folder / "models", arguments.engines, sizes)
         found = measure(runs, images, folder / "work", arguments.repeats)
-    given = f"--limit {arguments.limit} --engines {' '.join(arguments.engines)} --repeats {arguments.repeats}"
-    source = "" if arguments.images is None else "--images FOLDER "
     results = {
         "engines": found,
         "images": {"count": len(images), "are": "scenes" if arguments.images is None else "the user's"},
-        "command": f"regiontower bench label {source}{given} --json",
+        "sizes": {**asdict(sizes), "patch": 16, "tags": 100, "images_a_shard": PER_SHARD},
+        "command": typed("label", parser, arguments),
         **stamp({}),
     }
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
@@ -108,53 +135,69 @@ def measure(runs: Mapping[str, Run], images: Sequence[Path], work: Path, repeats
     ways = {"1": {"processes": 1}, "2": {"processes": 2}}
     if find_spec("ray") is not None:
         ways["2 on ray"] = {"processes": 2, "engine": "ray"}
-    few, whole = folder_of(images[:FEW], work / "few"), folder_of(images, work / "all")
+    whole = folder_of(images, work / "all")
     found: dict[str, Any] = {}
     for name, run in runs.items():
-        seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        rows: dict[str, list[Timing]] = {way: [] for way in ways}
         for _ in range(repeats):
             for way, options in ways.items():
-                seconds[way].append((timed(run, few, work, options), timed(run, whole, work, options)))
-        found[name] = {way: speed(rows, len(images)) for way, rows in seconds.items()}
-        one, two = (found[name][way]["images_per_second"] for way in ("1", "2"))
+                rows[way].append(timed(run, whole, work, options))
+        found[name] = {way: speed(rows[way], len(images), options["processes"]) for way, options in ways.items()}
+        one, two = (found[name][way]["labelling_per_second"] for way in ("1", "2"))
         found[name]["two_processes_beside_one"] = round(two / one, 3)
-        found[name]["growth"] = growth(run, images, work, median(start for start, _ in seconds["1"]))
+        found[name]["regions_an_image"] = round(median(each.regions for each in rows["1"]), 2)
+        found[name]["growth"] = growth(run, images, work, rows["1"])
     return found
 
 
-def speed(rows: Sequence[tuple[float, float]], count: int) -> dict[str, Any]:
-    """rows: seconds of the start, and of all `count` images with it."""
+def speed(rows: Sequence[Timing], count: int, processes: int) -> dict[str, Any]:
+    """Of runs on all `count` images."""
     return {
-        "images_per_second": round(count / median(whole for _, whole in rows), 3),
-        "start_seconds": round(median(start for start, _ in rows), 2),
-        "seconds": [round(whole, 2) for _, whole in rows],
+        "images_per_second": round(count / median(each.seconds for each in rows), 3),
+        "labelling_per_second": round(median(each.pace(processes) for each in rows), 3),
+        "start_seconds": round(median(each.start(processes) for each in rows), 2),
+        "seconds": [round(each.seconds, 2) for each in rows],
     }
 
 
-def growth(run: Run, images: Sequence[Path], work: Path, start: float) -> list[dict[str, float]]:
-    """One process on a quarter, half, and all: seconds an image that the start does not explain."""
-    rows = []
-    for parts in (4, 2, 1):
-        count = max(FEW + 1, len(images) // parts)
+def growth(run: Run, images: Sequence[Path], work: Path, whole: Sequence[Timing]) -> list[dict[str, float]]:
+    """One process on a quarter, half, and all (which `whole` has measured): seconds an image that the start does not
+    explain."""
+    start = median(each.start(1) for each in whole)
+    seconds = {len(images): median(each.seconds for each in whole)}
+    for count in (in_shards(len(images) // parts) for parts in (2, 4)):
         some = folder_of(images[:count], work / f"first-{count}")
-        seconds = timed(run, some, work, {"processes": 1})
-        each = (seconds - start) / max(1, count - FEW)
-        rows.append({"images": count, "seconds": round(seconds, 2), "seconds_an_image": round(each, 4)})
-    return rows
+        seconds[count] = timed(run, some, work, {"processes": 1}).seconds
+    return [
+        {
+            "images": count,
+            "seconds": round(seconds[count], 2),
+            "seconds_an_image": round((seconds[count] - start) / count, 4),
+        }
+        for count in sorted(seconds)
+    ]
 
 
-def timed(run: Run, images: Path, work: Path, options: Mapping[str, Any]) -> float:
-    """Seconds of a run from nothing."""
+def timed(run: Run, images: Path, work: Path, options: Mapping[str, Any]) -> Timing:
+    """A run from nothing."""
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
-    started = time.perf_counter()
-    run(ImageSource(images), out, RunConfig(per_shard=PER_SHARD, device="cpu", progress=False, **options))
-    return time.perf_counter() - started
+    began, started = time.time(), time.perf_counter()
+    result = run(ImageSource(images), out, RunConfig(per_shard=PER_SHARD, device="cpu", progress=False, **options))
+    seconds = time.perf_counter() - started
+    ends = sorted(note.stat().st_mtime - began for note in out.rglob(f"{DONE}/*.json"))
+    return Timing(seconds, tuple(ends), result.regions / result.images)
+
+
+def in_shards(count: int) -> int:
+    """As many as fill shards; one shard at least."""
+    return max(1, count // PER_SHARD) * PER_SHARD
 
 
 def take(source: Path, target: Path, limit: int) -> list[Path]:
-    """The first `limit` images, copied."""
+    """The first `limit` images, copied; as many as fill shards."""
     names = sorted(path for path in source.rglob("*") if path.suffix.lower()[1:] in IMAGE_SUFFIXES)[:limit]
+    names = names[: len(names) // PER_SHARD * PER_SHARD]
     target.mkdir(parents=True)
     return [Path(shutil.copy(path, target / f"{number:05d}{path.suffix}")) for number, path in enumerate(names)]
 
@@ -177,12 +220,13 @@ def engine_runs(models: Path, names: Sequence[str], sizes: Sizes) -> dict[str, R
     tower, owl, clip = (str(models / name) for name in ("tower", "owl", "clip"))
     settings: dict[str, Any] = {
         "rice-ocr": OcrConfig(),
-        "vesl": VeslConfig(owl, "nano", detector_size=sizes.detector, max_new_tokens=sizes.new_tokens),
+        "vesl": VeslConfig(owl, "nano", DESCRIBE_IMAGE, detector_size=sizes.detector, max_new_tokens=sizes.new_tokens),
         "granular": GranularConfig(
             clip,
             owl,
             str(tags),
             captioner="nano",
+            prompt=DESCRIBE_IMAGE,
             max_new_tokens=sizes.new_tokens,
             min_tag_score=-1,
             detector_size=sizes.detector,
@@ -193,7 +237,7 @@ def engine_runs(models: Path, names: Sequence[str], sizes: Sizes) -> dict[str, R
     def engine_run(name: str) -> Run:
         return lambda source, out, run: label_images(find_engine(name), settings[name], source, out, run)
 
-    objects = ObjectsConfig(tower, "segments", image_min_edge=1, box_min_edge=32)
+    objects = ObjectsConfig(tower, "segments", image_min_edge=1, box_min_edge=32, max_regions=sizes.regions)
     runs: dict[str, Run] = {name: engine_run(name) for name in settings}
     runs["rice-objects"] = lambda source, out, run: label_objects(objects, KMeansConfig(1), source, out, run)
     return {name: runs[name] for name in names}

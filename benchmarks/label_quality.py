@@ -27,6 +27,7 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
 from regiontower.train_stages.cluster_quality import cluster_quality
 from regiontower.train_stages.label import ImageSource, RunConfig
@@ -55,7 +56,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the result alone on the last line")
     arguments = parser.parse_args()
     data, limit = arguments.data, arguments.limit
-    given = f"--tower {arguments.tower} --clusters {arguments.clusters}" + (f" --limit {limit}" if limit else "")
     results = {
         "rice-ocr": ocr_quality(data, limit),
         "rice-objects": {
@@ -63,7 +63,7 @@ def main() -> None:
             "segments": segment_quality(data, limit),
         },
         "clusters": cluster_figures(data, limit, arguments.tower, arguments.clusters),
-        "command": f"regiontower bench label-quality --data DATA {given} --json",
+        "command": typed("label-quality", parser, arguments),
         **stamp({}),
     }
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
@@ -80,9 +80,9 @@ def ocr_quality(data: Path, limit: int | None) -> dict[str, float]:
         regions = found.record.regions if isinstance(found, Labelled) else []
         matched = match(record.regions, regions)
         lines, boxes, pairs = lines + len(record.regions), boxes + len(regions), pairs + len(matched)
-        for typed, read in matched:
-            equal += typed.ocr == read.ocr
-            alike += folded(typed.ocr) == folded(read.ocr)
+        for line, read in matched:
+            equal += line.ocr == read.ocr
+            alike += folded(line.ocr) == folded(read.ocr)
     return {
         "lines": lines,
         "boxes": boxes,

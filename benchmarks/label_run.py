@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
 from regiontower.eval.probe import probe
 from regiontower.train_stages.label import ImageSource, RunConfig, find_engine, label_images
@@ -41,14 +42,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="label at most so many pictures a part")
     parser.add_argument("--steps", type=int, default=300, help="of pretrain")
     parser.add_argument("--processes", type=int, default=1, help="that label")
-    parser.add_argument("--set", dest="sets", action="append", default=[], help="override a key of rice-nano")
+    parser.add_argument("--set", action="append", default=[], help="override a key of rice-nano")
     parser.add_argument("--json", action="store_true", help="the result alone on the last line")
     arguments = parser.parse_args()
     found = label_run(arguments)
-    given = f"--clusters {arguments.clusters} --steps {arguments.steps}"
-    limit = f" --limit {arguments.limit}" if arguments.limit else ""
-    sets = "".join(f" --set {key}" for key in arguments.sets)
-    command = f"regiontower bench label-run --data DATA --out OUT {given}{limit}{sets}"
+    command = typed("label-run", parser, arguments)
     results = {"command": command, **found, **stamp({"pretrain": arguments.out / "tower"})}
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
 
@@ -72,7 +70,7 @@ def label_run(arguments: argparse.Namespace) -> dict[str, Any]:
         f"data.tokenizer={arguments.tokenizer}",
         f"data.cache_dir={out / 'pixels'}",
         f"train.steps={arguments.steps}",
-        *arguments.sets,
+        *arguments.set,
     ]
     pretrain(load_recipe("rice-nano", PretrainRecipe, sets), out / "tower")
     pretrain(load_recipe("rice-nano", PretrainRecipe, [*sets, "train.steps=1", "lr.tower=0"]), out / "untrained")
@@ -90,12 +88,12 @@ def label_run(arguments: argparse.Namespace) -> dict[str, Any]:
 def raw_pictures(data: Path, part: str, target: Path, limit: int | None) -> Path:
     """A folder of links to the pictures of the train part: nothing of what people drew comes along."""
     records = read_records(data / part / "train.jsonl", FORMAT, data)
+    wanted = {path.name: path for path in (records.image_path(record) for record in records.records[:limit])}
     target.mkdir(parents=True, exist_ok=True)
-    for record in records.records[:limit]:
-        source = records.image_path(record).resolve()
-        link = target / source.name
-        if not link.exists():
-            link.symlink_to(source)
+    for link in target.iterdir():  # of an earlier run, perhaps with another limit
+        link.unlink()
+    for name, source in wanted.items():
+        (target / name).symlink_to(source.resolve())
     return target
 
 

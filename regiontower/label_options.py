@@ -24,6 +24,9 @@ NearDuplicates = Annotated[
     int | None,
     typer.Option(min=0, help="Leave out pictures whose 256-bit hash differs from an earlier one's in at most so many."),
 ]
+MaxElongation = Annotated[
+    float, typer.Option(min=1, help="Leave out images whose longer side is more than so many times the shorter.")
+]
 Fresh = Annotated[bool, typer.Option("--overwrite", help="Start again where labels of another run stand.")]
 
 
@@ -41,6 +44,7 @@ class Shared:
     engine: Place = "local"
     processes: Processes = 1
     near_duplicates: NearDuplicates = None
+    max_elongation: MaxElongation = 40.0
     device: Device = "auto"
     overwrite: Fresh = False
     json_: Json = False
@@ -67,6 +71,7 @@ class Shared:
             self.processes,
             self.engine,  # pyright: ignore
             self.near_duplicates,
+            self.max_elongation,
             self.device,
             dtype,
             self.overwrite,

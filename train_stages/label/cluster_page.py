@@ -10,11 +10,13 @@ from PIL import Image, ImageDraw
 
 from ..images import open_image
 from ..scenes.glyphs import load_font
+from .region_filters import pixel_box
 
 CELL_PX = 112
 GAP_PX = 4
 NAME_PX = 72
 COLUMNS = 8
+ROWS = 12  # at most
 
 
 class Nearest:
@@ -42,6 +44,11 @@ class Nearest:
         ]
 
 
+def shown_clusters(clusters: int) -> range:
+    """Which of so many are on the page: all, or at most `ROWS`, evenly."""
+    return range(0, clusters, -(-clusters // ROWS))
+
+
 def cluster_page(nearest: Nearest, folder: Path) -> Image.Image:
     """A row for each cluster: its number, then its regions, nearest first. folder: that paths of images start from."""
     rows = nearest.rows()
@@ -51,7 +58,7 @@ def cluster_page(nearest: Nearest, folder: Path) -> Image.Image:
     for number, (cluster, regions) in enumerate(rows):
         draw.text((6, number * step + CELL_PX // 2 - 8), str(cluster), fill="black", font=font)
         for column, (image, box) in enumerate(regions):
-            cut = open_image(folder / image).crop([round(edge) for edge in box])  # pyright: ignore
+            cut = open_image(folder / image).crop(pixel_box(box))
             cut.thumbnail((CELL_PX, CELL_PX))
             left = NAME_PX + column * step + (CELL_PX - cut.width) // 2
             page.paste(cut, (left, number * step + (CELL_PX - cut.height) // 2))

@@ -28,7 +28,8 @@ class Detection(NamedTuple):
 class Detector:
     """A detection model of transformers.
 
-    size: pixels of its input where that is a square (OWL's), of the shorter side elsewhere; the model's own when None.
+    size: pixels of its input where that is a square (OWL's), of the shorter side elsewhere, where a limit of the longer
+    one keeps its proportion; the model's own when None.
     threshold: on a box's best score. nms_iou: of two boxes of one text that overlap more the better one stays.
     Raises UserError when there is no such model, or it is of no kind known here.
     """
@@ -44,8 +45,7 @@ class Detector:
         self._padding = "max_length" if kind in _OWL else True
         self._forward: dict[str, Any] = {}
         if size is not None:
-            square = "height" in self._images.size
-            self._images.size = {"height": size, "width": size} if square else {"shortest_edge": size}
+            self._images.size = _resized(self._images.size, size)
         if kind in _OWL:
             self._forward["interpolate_pos_encoding"] = True  # for sizes that it was not trained at
 
@@ -111,6 +111,14 @@ def need_text_detector(model: str) -> str:
     if kind not in _TEXT_LOGITS:
         raise UserError(f"'{model}' is a {kind}; a detector of phrases is needed: {', '.join(_TEXT_LOGITS)}.")
     return model
+
+
+def _resized(known: Any, size: int) -> dict[str, int]:
+    if "height" in known:
+        return {"height": size, "width": size}
+    if "longest_edge" not in known:
+        return {"shortest_edge": size}
+    return {"shortest_edge": size, "longest_edge": round(size * known["longest_edge"] / known["shortest_edge"])}
 
 
 def _plain(text: str) -> str:

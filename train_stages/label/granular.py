@@ -24,7 +24,7 @@ from .clip_scores import ClipScorer
 from .detectors import Detection, Detector
 from .image_tags import Tagger, best_tags, read_tags
 from .labeller import Engine, Labelled, PassedOver, Workplace, model_facts
-from .region_filters import area, is_longish
+from .region_filters import area, is_longish, pixel_box
 
 _CROPS = 16  # at once
 
@@ -92,23 +92,23 @@ class GranularLabeller:
         embeds = self._score.images(chosen)
         tags = self._tag(chosen, embeds)
         found = self._detect(chosen, tags if self._detect.takes_texts else None)
-        new = [[text] for text in self._caption(chosen)] if self._caption else [[]] * len(chosen)
-        for row, place in enumerate(places):
-            boxes = [each for each in found[row] if self._is_good(each)]
-            record = records[place]
+        boxes = [[each for each in of_image if self._is_good(each)] for of_image in found]
+        kept = [row for row, of_image in enumerate(boxes) if of_image]
+        # Captions are what takes longest: only of images that stay.
+        written = self._caption([chosen[row] for row in kept]) if self._caption else [""] * len(kept)
+        for place in places:
             results[place] = PassedOver("no region")
-            if boxes:
-                captions = self._fitting(embeds[row], [*new[row], *record.captions])
-                regions = [*record.regions, *self._regions(chosen[row], boxes)]
-                # A tag or phrase that is found cannot be one that is true of nothing here.
-                known = {*tags[row], *(each.text for each in boxes)}
-                fields = {
-                    "captions": captions,
-                    "tags": list(dict.fromkeys([*record.tags, *tags[row]])),
-                    "absent": [text for text in record.absent if text not in known],
-                    "regions": regions,
-                }
-                results[place] = Labelled(record.model_copy(update=fields))
+        for row, text in zip(kept, written, strict=True):
+            record = records[places[row]]
+            # A tag or phrase that is found cannot be one that is true of nothing here.
+            known = {*tags[row], *(each.text for each in boxes[row])}
+            fields = {
+                "captions": self._fitting(embeds[row], [text, *record.captions]),
+                "tags": list(dict.fromkeys([*record.tags, *tags[row]])),
+                "absent": [each for each in record.absent if each not in known],
+                "regions": [*record.regions, *self._regions(chosen[row], boxes[row])],
+            }
+            results[places[row]] = Labelled(record.model_copy(update=fields))
         return results
 
     def _is_usable(self, image: Image.Image) -> bool:
@@ -141,7 +141,7 @@ class GranularLabeller:
     def _regions(self, image: Image.Image, found: Sequence[Detection]) -> list[Region]:
         captions: list[list[str]] = [[] for _ in found]
         if self._caption is not None:
-            crops = [image.crop([round(edge) for edge in each.box]) for each in found]  # pyright: ignore
+            crops = [image.crop(pixel_box(each.box)) for each in found]
             captions = []
             for start in range(0, len(crops), _CROPS):
                 some = crops[start : start + _CROPS]

@@ -21,7 +21,7 @@ from ...vision_towers.errors import UserError
 from ..atomic_write import write_atomically
 from ..record_io import read_records
 from .centres import SCRATCH, Centres, KMeansConfig, candidate_rows, find_or_open
-from .cluster_page import Nearest, cluster_page
+from .cluster_page import Nearest, cluster_page, shown_clusters
 from .objects import ENGINE, ObjectsConfig
 from .one_run import only_run
 from .plan import ImageSource, find_images
@@ -86,7 +86,7 @@ def _assign_all(
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     (folder / PARTS).mkdir()
     (folder / ASSIGNED).mkdir(exist_ok=True)
-    shown = range(0, kmeans.clusters, max(1, kmeans.clusters // 12))
+    shown = shown_clusters(kmeans.clusters)
     nearest = Nearest(shown)
     for index, path in zip(tqdm(indices, "clusters", unit="shard", disable=not run.progress), paths, strict=True):
         note = folder / ASSIGNED / f"{index:05d}.json"

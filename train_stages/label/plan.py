@@ -21,6 +21,7 @@ from ..record_io import read_records, write_records
 from ..records import Record
 from ..webdataset import IMAGE_SUFFIXES
 from .duplicates import DuplicateFinder, picture_hash
+from .region_filters import is_longish
 
 FOLDER = "plan"
 SETTINGS = "settings.json"
@@ -84,19 +85,21 @@ def make_plan(
     *,
     per_shard: int,
     near_duplicates: int | None,
+    max_elongation: float,
     threads: int = 1,
 ) -> Plan:
     """Cut the images into shards of `per_shard`; or open the plan that an earlier run left.
 
     settings: of the run; what they say, and the images (by name; records, whole), must be as in the earlier run.
-    near_duplicates: see `DuplicateFinder`; None keeps all.
+    near_duplicates: see `DuplicateFinder`; None keeps all. max_elongation: see `RunConfig`.
     Raises UserError for other settings or images, no usable image, or too many unreadable ones.
     """
     known = {"root": str(found.root), "images": len(found.items), "images_sha256": found.sha256()}
     wanted = json.loads(json.dumps({**settings, **known}))
     place = folder / FOLDER
     if not place.is_dir():
-        _write_plan(place, wanted, _images(found, near_duplicates, threads), per_shard, found.path, len(found.items))
+        images = _images(found, near_duplicates, max_elongation, threads)
+        _write_plan(place, wanted, images, per_shard, found.path, len(found.items))
     elif changes := differences(json.loads((place / SETTINGS).read_text(encoding="utf-8")), wanted):
         listed = "; ".join(changes[:3])
         raise UserError(f"{folder} holds labels of another run ({listed}): choose a new folder or use --overwrite.")
@@ -126,11 +129,13 @@ def find_images(source: ImageSource) -> FoundImages:
     return FoundImages(source.path, path, sorted(names))
 
 
-def _images(found: FoundImages, near_duplicates: int | None, threads: int) -> Iterator[Record | BadRecord | str]:
+def _images(
+    found: FoundImages, near_duplicates: int | None, max_elongation: float, threads: int
+) -> Iterator[Record | BadRecord | str]:
     """A record with an absolute image, what is wrong with it, or the reason why it is left out."""
     finder = None if near_duplicates is None else DuplicateFinder(near_duplicates)
 
-    def look(item: str | Record | BadRecord) -> tuple[Record | BadRecord, Any]:
+    def look(item: str | Record | BadRecord) -> tuple[Record | BadRecord | str, Any]:
         if isinstance(item, BadRecord):
             return item, None
         name = item if isinstance(item, str) else item.image
@@ -141,6 +146,8 @@ def _images(found: FoundImages, near_duplicates: int | None, threads: int) -> It
                 record = Record(image=str(path), width=width, height=height)
             else:
                 record = item.model_copy(update={"image": str(path)})
+            if is_longish(record.width, record.height, max_elongation):
+                return "too thin", None
             return record, None if finder is None else picture_hash(path)
         except ImageError as error:
             return BadRecord(name, str(error)), None
@@ -185,7 +192,9 @@ def _write_plan(
         write_records(part / f"{shards:05d}.jsonl", waiting)
         shards += 1
     if not shards:
-        raise UserError(f"{source}: none of its {total} images can be used ({bad[0].reason if bad else 'duplicates'}).")
+        raise UserError(
+            f"{source}: none of its {total} images can be used ({bad[0].reason if bad else next(iter(passed_over))})."
+        )
     rows = [[record.line, record.reason] for record in bad]
     held = {"shards": shards, "images": count, "passed_over": passed_over, "bad": rows}
     (part / FOUND).write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

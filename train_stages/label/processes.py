@@ -72,7 +72,8 @@ def label_in_processes(
     waiting = iter(indices)
     next_index = threading.Lock()
     results: queue.Queue[ShardPart | int | Exception | None] = queue.Queue()
-    workers = [_start(job, number, processes) for number in range(min(processes, len(indices)))]
+    count = min(processes, len(indices))
+    workers = [_start(job, number, count) for number in range(count)]
 
     def take() -> int | None:
         with next_index:

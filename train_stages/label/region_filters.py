@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,12 @@ def clip_box(box: Sequence[float], size: tuple[int, int]) -> Box | None:
     x0, y0, x1, y1 = (round(float(edge), 2) for edge in box)
     clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     return clipped if clipped[0] < clipped[2] and clipped[1] < clipped[3] else None
+
+
+def pixel_box(box: Sequence[float]) -> tuple[int, int, int, int]:
+    """The whole pixels that an xyxy box touches, to cut it out by: at least one each way, however thin it is."""
+    x0, y0, x1, y1 = box
+    return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
 
 
 def min_edge(box: Sequence[float]) -> float:

@@ -36,7 +36,9 @@ class RunConfig:
     """form: of the shards. per_shard: images in each, also those that are left out later. batch_size: images a call of
     the engine. processes: how many, each with models of its own. engine: where they run; "local" on this machine, "ray"
     on those of a Ray cluster. near_duplicates: leave out pictures whose
-    256-bit hash differs from an earlier one's in at most so many bits. dtype: auto, fp32, bf16 or fp16."""
+    256-bit hash differs from an earlier one's in at most so many bits. max_elongation: leave out images whose longer
+    side is more than so many times the shorter (the papers do not say; lines and borders of web pages, from which
+    PP-OCR makes pictures of gigabytes, and which some captioners refuse). dtype: auto, fp32, bf16 or fp16."""
 
     form: Literal["jsonl", "webdataset"] = "jsonl"
     per_shard: int = 1000
@@ -44,6 +46,7 @@ class RunConfig:
     processes: int = 1
     engine: Literal["local", "ray"] = "local"
     near_duplicates: int | None = None
+    max_elongation: float = 40.0
     device: str = "auto"
     dtype: str = "auto"
     overwrite: bool = False
@@ -126,12 +129,11 @@ def _label_images(engine: Engine, settings: Any, source: ImageSource, folder: Pa
         "dtype": run.dtype,
         **engine.facts(settings),
     }
-    wanted = {**facts, "form": run.form, "per_shard": run.per_shard, "near_duplicates": run.near_duplicates}
+    choices = {"near_duplicates": run.near_duplicates, "max_elongation": run.max_elongation}
+    wanted = {**facts, **choices, "form": run.form, "per_shard": run.per_shard}
     device, found = resolve_device(run.device), find_images(source)
     _claim(folder, run.overwrite)
-    plan = make_plan(
-        found, folder, wanted, per_shard=run.per_shard, near_duplicates=run.near_duplicates, threads=run.processes
-    )
+    plan = make_plan(found, folder, wanted, per_shard=run.per_shard, threads=run.processes, **choices)
     key = source_key(engine.name, facts)
     _write_labels(folder, source, key, facts)
     job = Job(engine.name, plain, os.path.abspath(folder), run.form, run.batch_size, device, run.dtype, -1, key)

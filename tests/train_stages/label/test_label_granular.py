@@ -17,8 +17,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from regiontower.train_stages.label import ImageSource, RunConfig, find_engine, label_images
+from regiontower.train_stages.label import ImageSource, RunConfig, find_engine, granular, label_images
 from regiontower.train_stages.label.box_masks import BoxMasker
+from regiontower.train_stages.label.captioner import Captioner
 from regiontower.train_stages.label.clip_scores import ClipScorer
 from regiontower.train_stages.label.detectors import Detector
 from regiontower.train_stages.label.granular import GranularConfig
@@ -161,6 +162,23 @@ def test_images_are_filtered(tags, tiny_clip_dir, tiny_detr_dir, tmp_path):
     config = settings(tiny_clip_dir, tiny_detr_dir, tags, min_box_score=0.0, box_min_area=0)
     result, _ = run(config, ImageSource(folder), tmp_path / "out")
     assert result.passed_over["image too small or too long"] == 2
+
+
+def test_only_images_that_stay_are_captioned(pictures, tags, tiny_clip_dir, tiny_detr_dir, tiny_llava_dir, tmp_path):
+    asked = []
+
+    class Asked(Captioner):
+        def __call__(self, images):
+            asked.append(len(images))
+            return super().__call__(images)
+
+    choices = {"min_box_score": 0.0, "max_aspect": 1000, "captioner": str(tiny_llava_dir), "max_new_tokens": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(granular, "Captioner", Asked)
+        for area in (10**9, 0):
+            config = settings(tiny_clip_dir, tiny_detr_dir, tags, box_min_area=area, **choices)
+            result, _ = run(config, ImageSource(pictures), tmp_path / str(area))
+            assert (result.records, sum(asked) > 0) == ((0, False) if area else (3, True))
 
 
 def test_tags_of_a_model(pictures, tags, tiny_clip_dir, tiny_detr_dir, tmp_path):

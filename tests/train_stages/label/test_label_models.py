@@ -9,11 +9,6 @@ from transformers import (
     AutoModelForMaskGeneration,
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
-    BertTokenizer,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    BlipProcessor,
     MMGroundingDinoConfig,
     MMGroundingDinoForObjectDetection,
     OwlViTConfig,
@@ -38,7 +33,6 @@ from transformers import (
 )
 
 from regiontower.train_stages.label.box_masks import BoxMasker
-from regiontower.train_stages.label.captioner import Captioner
 from regiontower.train_stages.label.clip_scores import ClipScorer
 from regiontower.train_stages.label.detectors import Detector
 from regiontower.train_stages.label.image_tags import Tagger
@@ -241,28 +235,6 @@ def test_mm_grounding_dino(tmp_path, tiny_dino_dir, noise_image):
     wanted = [(float(row.max()), ["a red car", "the dog"][int(row.argmax())]) for row in of_texts]
     for each in found[0]:
         assert any(text == each.text and abs(score - each.score) < 2e-4 for score, text in wanted)
-
-
-def test_a_captioner_without_a_chat_template(tmp_path, noise_image):
-    """BLIP captions unasked, and does not repeat a prompt."""
-    torch.manual_seed(0)
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "red", "car", "dog", "tree", "house", "sky"]
-    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
-    ids = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
-    text = {**SIZES, **ids, "vocab_size": len(tokens), "encoder_hidden_size": 32, "initializer_range": 0.5}
-    config = BlipConfig(text_config=text, vision_config={**SIZES, "image_size": 32, "patch_size": 8})
-    BlipForConditionalGeneration(config).save_pretrained(tmp_path)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(tmp_path)
-    images = [noise_image(80, 60, 0), noise_image(40, 90, 1)]
-    write = Captioner(str(tmp_path), PLACE, "Unasked.", 6)
-    found = write(images)
-    assert found == [write([image])[0] for image in images] and any(found)
-    model = BlipForConditionalGeneration.from_pretrained(tmp_path).eval()
-    pixels = BlipImageProcessor.from_pretrained(tmp_path)(images, return_tensors="pt").pixel_values
-    with torch.inference_mode():
-        written = model.generate(pixel_values=pixels, max_new_tokens=6, do_sample=False)
-    wanted = [" ".join(text.split()) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
-    assert found == wanted
 
 
 def test_a_model_that_tags(tmp_path, noise_image):

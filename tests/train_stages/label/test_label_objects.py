@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 
 from regiontower.mllm.boxes import Boxes, mean_colour
 from regiontower.train_stages.label import ImageSource, RunConfig
+from regiontower.train_stages.label.cluster_page import Nearest, cluster_page, shown_clusters
 from regiontower.train_stages.label.object_clusters import KMeansConfig, label_objects
 from regiontower.train_stages.label.objects import ObjectsConfig
 from regiontower.train_stages.label.proposals import mask_box
@@ -186,6 +187,18 @@ def test_the_second_half_can_be_broken_off(boxed, tower_dir, tmp_path):
     label_objects(config, KMeansConfig(5), boxed, out, RUN)
     assert load_file(out / "centres.safetensors")["centres"].shape == (5, 32)
     assert (out / "clusters.png").read_bytes() != before["clusters.png"]
+
+
+def test_a_page_has_at_most_twelve_clusters_and_cuts_out_thin_regions(tmp_path):
+    for clusters, rows in ((1, 1), (5, 5), (12, 12), (13, 7), (23, 12), (1000, 12)):
+        shown = shown_clusters(clusters)
+        assert len(shown) == rows and max(shown) < clusters
+    picture = Image.new("RGB", (60, 40), "white")
+    picture.paste("red", (10, 0, 11, 40))
+    picture.save(tmp_path / "a.png")
+    nearest = Nearest([3])
+    nearest.offer(3, 0.9, "a.png", (10.2, 1.0, 10.4, 39.0))
+    assert (255, 0, 0) in {color for _, color in cluster_page(nearest, tmp_path).getcolors(10**6)}
 
 
 def test_clusters_in_webdataset_shards(boxed, tower_dir, tmp_path):

@@ -22,7 +22,8 @@ from regiontower.train_stages.label import (
     RunConfig,
     label_images,
 )
-from regiontower.train_stages.label.processes import _ask
+from regiontower.train_stages.label import processes as local
+from regiontower.train_stages.label.processes import Job, _ask, label_in_processes
 from regiontower.train_stages.label.shard import ShardPart, ShardResult
 from regiontower.train_stages.record_io import read_records, write_records
 from regiontower.train_stages.records import Record, Region
@@ -209,6 +210,22 @@ def test_near_duplicates_are_left_out(tmp_path, noise_image):
     assert (result.images, result.passed_over) == (6, {"near duplicate": 3})
 
 
+def test_lines_and_borders_are_left_out(photos, tmp_path):
+    """PP-OCR enlarges such a picture to gigabytes (2 x 1900 px: 5.4 GB), or fails at it, as some captioners do."""
+    paint(photos / "wide.png", 9, (410, 10))
+    paint(photos / "tall.png", 9, (2, 1900))
+    paint(photos / "line.png", 9, (400, 10))
+    result = run(photos, tmp_path / "out")
+    assert (result.images, result.records, result.passed_over) == (14, 12, {"too thin": 2})
+    with pytest.raises(UserError, match="max_elongation: 40"):
+        run(photos, tmp_path / "out", max_elongation=200)
+    assert run(photos, tmp_path / "all", max_elongation=1000).records == 14
+    (tmp_path / "thin").mkdir()
+    paint(tmp_path / "thin" / "tall.png", 9, (2, 1900))
+    with pytest.raises(UserError, match=r"none of its 1 images can be used \(too thin\)"):
+        run(tmp_path / "thin", tmp_path / "none")
+
+
 def test_labels_are_added_to_records(photos, tmp_path):
     first = run(photos, tmp_path / "first")
     source = ImageSource(first.shards[0], "records")
@@ -244,3 +261,16 @@ def test_what_a_worker_says():
         list(_ask(say("images 2\nerror " + json.dumps("no “model” there")), 3))
     with pytest.raises(RuntimeError, match="exit status 7"):
         list(_ask(say("images 2", 7), 3))
+
+
+def test_the_cores_are_shared_by_the_processes_that_there_are(monkeypatch):
+    """One shard needs one process, which has all of them."""
+    started, part = [], ShardPart("00003-ab", ShardResult(3, 1, 2, {}, []))
+
+    def start(job, number, processes):
+        started.append((number, processes))
+        return say("done " + json.dumps(asdict(part)))
+
+    monkeypatch.setattr(local, "_start", start)
+    job = Job("gray", {}, "out", "jsonl", 1, "cpu", "fp32", -1, "key")
+    assert list(label_in_processes(job, [3], 8, lambda images: None)) == [part] and started == [(0, 1)]

@@ -73,6 +73,14 @@ def test_boxes_of_one_text_are_suppressed(tiny_owl_dir):
     assert {each.score > many[3].score - 1e-3 for each in high(IMAGES[:1], [["cat"]])[0]} == {True}
 
 
+def test_a_smaller_input_keeps_the_limit_of_its_longer_side(tiny_dino_dir):
+    """64 and at most 96 px by itself."""
+    for size, wanted in ((None, (2, 96)), (32, (1, 48))):
+        detect = Detector(str(tiny_dino_dir), Workplace(), size=size, threshold=0.0, nms_iou=1.0)
+        pixels = detect._images(images=noise(1920, 40, 0), return_tensors="pt")["pixel_values"]
+        assert tuple(pixels.shape[-2:]) == wanted
+
+
 def test_grounding_dino_scores_texts_by_their_tokens(tiny_dino_dir):
     detect = Detector(str(tiny_dino_dir), Workplace(), size=None, threshold=0.0, nms_iou=1.0)
     model = AutoModelForZeroShotObjectDetection.from_pretrained(tiny_dino_dir).eval()
