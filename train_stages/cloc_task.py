@@ -52,6 +52,7 @@ def _new_cloc(recipe: PretrainModel, tower: Any, vocabulary: int, end_id: int) -
             prompter_heads=settings.prompter_heads,
             prompter_pool=settings.prompter_pool,
             add_token_pos=settings.add_token_pos,
+            region_pool=settings.region_pool,
         )
     text = text_config(sizes, vocabulary, end_id)
     model = ClocModel(ClocConfig(vision_config=tower.config, text_config=text))

@@ -66,13 +66,33 @@ def contrastive_loss(
         for start in range(0, len(a), chunk):
             mine = slice(start, start + chunk)
             own = torch.arange(first + start, first + start + len(a[mine]), device=a.device)
-            same = None if same_above is None else _same(b[mine], every_b, own, same_above)
-            for rows, columns in ((a[mine], every_b), (b[mine], every_a)):
-                part, nearest = checkpoint(_rows, rows, columns, scale, own, same, use_reentrant=False)  # pyright: ignore
-                loss = loss + part / (2 * max(1, total))
-                if columns is every_b:
-                    correct.append(nearest)
+            part, nearest = checkpoint(  # pyright: ignore
+                _both_ways, a[mine], b[mine], every_a, every_b, scale, own, same_above, use_reentrant=False
+            )
+            loss = loss + part / (2 * max(1, total))
+            correct.append(nearest)
         return ContrastiveOutput(loss * len(counts), torch.cat(correct))
+
+
+def _both_ways(
+    a: Tensor,
+    b: Tensor,
+    every_a: Tensor,
+    every_b: Tensor,
+    scale: Tensor,
+    own: Tensor,
+    same_above: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Sums over a chunk of pairs of the cross-entropies of a_i among all b and of b_i among all a, and for which pairs
+    b_i is the nearest of all b. own: `(n,)`, the columns of the pairs.
+
+    What is as wide as the global batch, also which texts are the same, is made in here: it must not outlive its chunk.
+    """
+    # Which texts say the same depends on the pair of texts alone, so it serves both directions.
+    same = None if same_above is None else _same(b, every_b, own, same_above)
+    forth, nearest = _rows(a, every_b, scale, own, same)
+    back, _ = _rows(b, every_a, scale, own, same)
+    return forth + back, nearest
 
 
 def _rows(rows: Tensor, columns: Tensor, scale: Tensor, own: Tensor, same: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -46,14 +46,15 @@ class TowerSize:
 class ClocSettings:
     """What the cloc objective adds to a native ViT.
 
-    text: the text tower and the joint space, as for the clip objective. prompter_heads, prompter_pool, add_token_pos:
-    see `ClocVisionConfig`. loss: see `ClocLossConfig`.
+    text: the text tower and the joint space, as for the clip objective. prompter_heads, prompter_pool, add_token_pos,
+    region_pool: see `ClocVisionConfig`. loss: see `ClocLossConfig`.
     """
 
     text: ClipConfig = Field(default_factory=ClipConfig)
     prompter_heads: Count = 1
     prompter_pool: Literal["image", "prompt", "all"] = "image"
     add_token_pos: bool | None = None
+    region_pool: Literal["prompter", "roi_align"] = "prompter"
     loss: ClocLossConfig = Field(default_factory=ClocLossConfig)
 
 

@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 from .cloc_vision import ClocVisionConfig, ClocVisionModel
 from .errors import UserError
 from .region_boxes import valid_rows
-from .text_tower import text_states
+from .text_tower import pooled_texts
 
 
 @strict
@@ -78,8 +78,8 @@ class ClocModel(PreTrainedModel):
         self.post_init()
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`(n, J)` of texts `(n, T)`, padded on the right, each ending in its end token."""
-        return self.text_projection(text_states(self.text_tower, input_ids, attention_mask))
+        """`(n, J)` of texts `(n, T)`, padded on the right, each ending in its end token. n may be 0."""
+        return self.text_projection(pooled_texts(self.text_tower, input_ids, attention_mask))
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(B, J)` of images `(B, 3, H, W)`."""

@@ -10,7 +10,11 @@ from .errors import UserError
 from .outputs import TowerFeatures, TowerOutput
 from .positions import grid_centres
 from .prompter import POOLS, BoxHead, Prompter, in_unit_square
+from .roi_pool import roi_mean
 from .wrapped_model import WrappedVisionConfig, WrappedVisionModel, with_layer
+
+REGION_POOLS = ("prompter", "roi_align")
+ROI_SIZE = 7
 
 
 @strict
@@ -22,6 +26,9 @@ class ClocVisionConfig(WrappedVisionConfig):
         prompter_heads: attention heads of the Prompter.
         prompter_pool: "image", "prompt" or "all" tokens are averaged.
         add_token_pos: positions are added to the image tokens; None: where the tower's own positions are rotary.
+        region_pool: "prompter", or "roi_align": boxes are read by RoIAlign of the image tokens instead, as in the
+            paper's ablation (Table 2, "- Prompter"; its size is not stated, we average `ROI_SIZE` x `ROI_SIZE`). Texts
+            are located by the Prompter either way.
     """
 
     model_type = "cloc_vision_model"
@@ -30,9 +37,12 @@ class ClocVisionConfig(WrappedVisionConfig):
     prompter_heads: int = 1
     prompter_pool: str = "image"
     add_token_pos: bool | None = None
+    region_pool: str = "prompter"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.region_pool not in REGION_POOLS:
+            raise UserError(f"region_pool must be one of {', '.join(REGION_POOLS)}, got {self.region_pool!r}.")
         if self.prompter_pool not in POOLS:
             raise UserError(f"prompter_pool must be one of {', '.join(POOLS)}, got {self.prompter_pool!r}.")
         if self.prompter_heads < 1 or self.hidden_size % self.prompter_heads:
@@ -83,6 +93,10 @@ class ClocVisionModel(WrappedVisionModel):
     def read_regions(
         self, tokens: torch.Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int], boxes: torch.Tensor
     ) -> torch.Tensor:
+        if self.config.region_pool == "roi_align":
+            patches = tokens[:, -grid_hw[0] * grid_hw[1] :]
+            pooled = roi_mean(patches, grid_hw, boxes, self.spec.patch_size, ROI_SIZE)
+            return pooled + 0.0 * self.prompter.corner.sum()  # else without a gradient, which DDP would wait for
         return self._prompt(tokens, grid_hw, self.prompter.box_prompts(in_unit_square(boxes, input_hw)))
 
     def _prompt(self, tokens: torch.Tensor, grid_hw: tuple[int, int], prompts: torch.Tensor) -> torch.Tensor:

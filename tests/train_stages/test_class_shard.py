@@ -30,33 +30,39 @@ def everything(classes):
     return torch.randn(len(SETS), WIDTH, **draw), torch.randn(classes, WIDTH, **draw)
 
 
-def loss_and_gradients(embeds, centres, sets, config, form, sample, shard=None):
+def loss_and_gradients(embeds, centres, sets, config, form, sample, shard=None, row_sparse=False):
     embeds, centres = embeds.clone().requires_grad_(), centres.clone().requires_grad_()
     ids, valid = padded(sets)
     sample = None if sample is None else torch.tensor(sample)
-    out = cluster_discrimination_loss(embeds, centres, ids, valid, config, form=form, shard=shard, sample=sample)
+    out = cluster_discrimination_loss(
+        embeds, centres, ids, valid, config, form=form, shard=shard, sample=sample, row_sparse=row_sparse
+    )
     out.loss.backward()
-    return out, embeds.grad, centres.grad
+    assert centres.grad.is_sparse == row_sparse
+    return out, embeds.grad, centres.grad.to_dense()
 
 
-def work(rank, sets_of, classes, config, form, sample):
+def work(rank, sets_of, classes, config, form, sample, row_sparse=False):
     embeds, centres = everything(classes)
     shard = ClassShard.mine(classes)
     first = sum(map(len, sets_of[:rank]))
     mine = slice(first, first + len(sets_of[rank]))
     held = centres[shard.first : shard.first + shard.size]
-    out, *grads = loss_and_gradients(embeds[mine], held, sets_of[rank], config, form, sample, shard)
+    out, *grads = loss_and_gradients(embeds[mine], held, sets_of[rank], config, form, sample, shard, row_sparse)
     return *grads, *(value.detach() for value in out)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("form", ["decoupled", "mean_softmax"])
-@pytest.mark.parametrize("sample", [None, SAMPLE])
-@pytest.mark.parametrize("margin_form", ["cosface", "arcface"])
-def test_equals_one_process(in_processes, processes, form, sample, margin_form):
-    config = ClusterLossConfig(9.0, 0.3, margin_form, sample_rate=1.0)
+@pytest.mark.parametrize(
+    ("sample", "margin_form", "row_sparse"),
+    [(None, "cosface", False), (None, "arcface", False), (SAMPLE, "cosface", False), (SAMPLE, "arcface", True)],
+)
+def test_equals_one_process(in_processes, processes, form, sample, margin_form, row_sparse):
+    """All classes as negatives (rho = 1), or the same five of eleven for any number of processes (rho < 1)."""
+    config = ClusterLossConfig(9.0, 0.3, margin_form, sample_rate=1.0 if sample is None else len(SAMPLE) / 11)
     out, of_embeds, of_centres = loss_and_gradients(*everything(11), SETS, config, form, sample)
-    found = in_processes(processes, work, OF_PROCESS[processes], 11, config, form, sample)
+    found = in_processes(processes, work, OF_PROCESS[processes], 11, config, form, sample, row_sparse)
     # Data parallelism averages over processes, so each holds the gradient times their number.
     torch.testing.assert_close(torch.cat([row[0] for row in found]) / processes, of_embeds)
     torch.testing.assert_close(torch.cat([row[1] for row in found]), of_centres)

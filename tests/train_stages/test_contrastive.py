@@ -1,5 +1,6 @@
 """Symmetric InfoNCE against a twin that follows the formula pair by pair, alone and in several processes."""
 
+import gc
 import math
 
 import pytest
@@ -85,6 +86,18 @@ def test_nothing_to_contrast_is_a_zero_that_has_a_gradient():
     out = contrastive_loss(a, b, torch.tensor(0.0))
     out.loss.backward()
     assert out.loss == 0 and a.grad.shape == (0, WIDTH)
+
+
+@pytest.mark.parametrize("same_above", [None, 0.9])
+def test_nothing_as_wide_as_the_batch_outlives_its_chunk(same_above):
+    """Else memory would grow with the square of the batch: every chunk's rows of all columns."""
+    width = 31  # pairs, a number that no other test has
+    a, b = torch.randn(width, WIDTH, requires_grad=True), torch.randn(width, WIDTH, requires_grad=True)
+    loss = contrastive_loss(a, b, torch.tensor(1.0), same_above=same_above, chunk=4).loss
+    held = [thing.shape for thing in gc.get_objects() if type(thing) is torch.Tensor and thing.shape[-1:] == (width,)]
+    assert not [shape for shape in held if len(shape) == 2]
+    loss.backward()
+    assert a.grad is not None and b.grad is not None
 
 
 def test_the_temperature_is_bounded():

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel
 from regiontower.vision_towers import (
     ClocVisionConfig,
     ClocVisionModel,
+    RoiVisionModel,
     TowerFeatures,
     UserError,
     describe_tower,
@@ -84,6 +85,23 @@ def test_every_part_learns_from_its_own_output(native):
 
 
 @torch.no_grad()
+def test_boxes_by_roi_align_as_in_the_ablation(native, tmp_path):
+    """Boxes are read as `RoiVisionModel` reads them, texts by the Prompter as before."""
+    tower = native("mlcd")
+    model = ClocVisionModel.from_native(tower, projection_dim=24, region_pool="roi_align")
+    asked = {"boxes": BOXES, "region_counts": COUNTS, "texts": texts()}
+    output, roi = model(images(), **asked), RoiVisionModel.from_native(tower)
+    torch.testing.assert_close(output.region_embeds, roi(images(), BOXES, COUNTS).region_embeds)
+    with_prompter = ClocVisionModel.from_native(tower, projection_dim=24)
+    with_prompter.load_state_dict(model.state_dict())
+    other = with_prompter(images(), **asked)
+    assert torch.equal(other.text_boxes, output.text_boxes)
+    assert (other.region_embeds - output.region_embeds).abs().max() > 0.01
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_tower(tmp_path)(images(), BOXES, COUNTS).region_embeds, output.region_embeds)
+
+
+@torch.no_grad()
 def test_save_and_open(model, tmp_path):
     expected = model(images(), boxes=BOXES, texts=texts())
     model.save_pretrained(tmp_path)
@@ -124,7 +142,12 @@ def test_half_precision(native):
 
 
 @pytest.mark.parametrize(
-    ("fields", "named"), [({"prompter_pool": "max"}, "prompter_pool"), ({"prompter_heads": 3}, "prompter_heads")]
+    ("fields", "named"),
+    [
+        ({"prompter_pool": "max"}, "prompter_pool"),
+        ({"prompter_heads": 3}, "prompter_heads"),
+        ({"region_pool": "crop"}, "region_pool"),
+    ],
 )
 def test_wrong_settings_are_one_sentence(native, fields, named):
     with pytest.raises(UserError, match=named):
