@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 _FIRST_CHARACTER = 48  # ord("0"), where COCO's alphabet starts
+_LONGEST_GROUP = 7  # characters of a run: 32 bits and a sign
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -73,26 +74,30 @@ def check_counts(size: Sequence[int], counts: str) -> list[int]:
 
     pycocotools trusts its input and would write outside its buffer. Raises ValueError.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        code = ord(character) - _FIRST_CHARACTER
-        if not 0 <= code < 64:
-            raise ValueError(f"mask counts have a character {character!r} that COCO's run lengths do not use")
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            continue
-        if code & 0x10:  # the sign bit of the last group
-            value -= 1 << shift
-        if len(runs) > 2:  # from the fourth run on, COCO stores the difference to the run two before
-            value += runs[-2]
-        if value < 0:
-            raise ValueError("mask counts have a negative run")
-        runs.append(value)
-        value = shift = 0
-    if shift:
+    try:
+        codes = np.frombuffer(counts.encode("latin-1"), np.uint8).astype(np.int64) - _FIRST_CHARACTER
+    except UnicodeEncodeError:
+        codes = np.array([-1])
+    if (wrong := np.flatnonzero((codes < 0) | (codes >= 64))).size:
+        strange = next(c for c in counts[int(wrong[0]) :] if not 0 <= ord(c) - _FIRST_CHARACTER < 64)
+        raise ValueError(f"mask counts have a character {strange!r} that COCO's run lengths do not use")
+    # A run is a group of characters of five bits each, the lowest first; 0x20 says that the next one belongs to it.
+    last = np.flatnonzero(codes & 0x20 == 0)
+    if len(codes) and (not last.size or last[-1] != len(codes) - 1):
         raise ValueError("mask counts end in the middle of a run")
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max(initial=0) > _LONGEST_GROUP:
+        raise ValueError("mask counts have a run of more than 32 bits")
+    places = np.arange(len(codes)) - np.repeat(first[: len(last)], lengths)
+    values = np.add.reduceat((codes & 0x1F) << (5 * places), first) if last.size else codes
+    values -= np.where(codes[last] & 0x10, 1 << (5 * lengths), 0)  # the sign bit of the last character
+    # From the fourth run on, COCO stores the difference to the run two before.
+    for begin in (1, 2):
+        values[begin::2] = values[begin::2].cumsum()
+    if (values < 0).any():
+        raise ValueError("mask counts have a negative run")
+    runs = values.tolist()
     _check_fill(size, runs)
     return runs
 
