@@ -108,12 +108,14 @@ class Counted:
         self.batches.append((*real_and_padded(batch, self.pad), pictures))
         return batch
 
-    def speed(self, watch: Watch) -> Speed:
-        """Of the steps that were timed. A loader reads ahead: what it made last may not have been used."""
-        used = self.batches[watch.skip : watch.skip + len(watch.seconds)]
+    def speed(self, watch: Watch, batches: int = 1) -> Speed:
+        """Of the steps that were timed, each of so many batches. A loader reads ahead: what it made last may not have
+        been used."""
+        used = self.batches[watch.skip * batches : (watch.skip + len(watch.seconds)) * batches]
         real, padded, pictures = (sum(column) for column in zip(*used, strict=True))
         seconds = sum(watch.seconds)
-        return Speed(real / seconds, padded / real, seconds / len(used), pictures / len(used))
+        steps = len(watch.seconds)
+        return Speed(real / seconds, padded / real, seconds / steps, pictures / steps)
 
 
 class Rows(StreamedDataset[list[Sample]]):
@@ -222,12 +224,15 @@ def grouped_arm(model: Any, processor: RegionLlavaProcessor, samples: list[Sampl
     return run_ours(model, Rows(rows), collate, pad_id(processor), batch_size=batch, steps=steps)
 
 
-def peer_arm(model: Any, processor: RegionLlavaProcessor, samples: list[Sample], batch: int, steps: int) -> Speed:
-    """TRL's SFTTrainer on a plain Llava of the same sizes, which is what it knows: the token of a region is any other
-    token to it, and no region is read out. It gets pixels and ids ready made, and the attention of our engine, which is
-    faster in bf16 on a CPU; so it is at its best."""
+def peer_arm(
+    model: Any, processor: RegionLlavaProcessor, samples: list[Sample], batch: int, steps: int, accumulate: int = 1
+) -> Speed:
+    """`steps` optimizer steps of TRL's SFTTrainer, each after `accumulate` batches, on a plain Llava of the same sizes,
+    which is what it knows: the token of a region is any other token to it, and no region is read out. It gets pixels
+    and ids ready made, and the attention of our engine, which is faster in bf16 on a CPU; so it is at its best."""
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     watch = Watch()
     plain = copy.deepcopy(model)
@@ -238,6 +243,7 @@ def peer_arm(model: Any, processor: RegionLlavaProcessor, samples: list[Sample],
     arguments = SFTConfig(
         output_dir=folder,
         per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
         max_steps=steps + watch.skip,
         learning_rate=LR,
         bf16=True,
@@ -264,7 +270,7 @@ def peer_arm(model: Any, processor: RegionLlavaProcessor, samples: list[Sample],
             ).train()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return counted.speed(watch)
+    return counted.speed(watch, accumulate)
 
 
 def plain_twin(model: RegionLlavaForConditionalGeneration, processor: RegionLlavaProcessor) -> Any:

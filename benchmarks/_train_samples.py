@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
 
@@ -21,8 +22,12 @@ _ENOUGH = 10_000
 
 
 def text_lengths(count: int, rng: random.Random, longest: int = LONGEST) -> list[int]:
-    """Tokens of text a sample; the few longer than `longest` are cut."""
-    return [min(longest, max(4, round(math.exp(rng.gauss(math.log(MEDIAN), _SIGMA))))) for _ in range(count)]
+    """Tokens of text a sample: evenly spaced quantiles of the distribution in random order, so that any number of
+    samples has its median and its 95th percentile. The few longer than `longest` are cut."""
+    normal = NormalDist(math.log(MEDIAN), _SIGMA)
+    lengths = [math.exp(normal.inv_cdf((number + 0.5) / count)) for number in range(count)]
+    rng.shuffle(lengths)
+    return [min(longest, max(4, round(length))) for length in lengths]
 
 
 def make_samples(

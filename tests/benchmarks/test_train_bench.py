@@ -39,7 +39,8 @@ def test_packing_beside_the_peer(capsys, monkeypatch, tokenizer):
     assert all(speed > 0 for speed in about["tokens_per_s"].values())
     speeds = about["peer_tokens_per_s_by_batch"]
     assert speeds.keys() == {"1", "2"} and speeds[str(about["peer_batch"])] == max(speeds.values())
-    assert 0 < about["tower_share"] <= 1
+    assert 0 < about["tower_share"] <= 1 and about["packed_over_accumulating_peer"] > 0
+    assert about["batches_accumulated"] > 1
     rho, share = about["padding"]["peer"], about["tower_share"]
     assert found["packing_bound"] == pytest.approx(1 + (1 - share) * (rho - 1), abs=0.01)
     assert abs(found["packed_over_peer"] * about["tokens_per_s"]["peer"] / about["tokens_per_s"]["packed"] - 1) < 0.01
@@ -65,6 +66,12 @@ def test_batches_keep_the_budget_of_padded_tokens():
     assert grouped_within([5000, 5000], 4096) == 1
 
 
+def test_a_step_of_several_batches_counts_them_all():
+    watch = _train_arms.Watch(seconds=[2.0, 3.0])
+    counted = _train_arms.Counted(list, 0, [(9, 9, 9)] * 2 + [(10, 14, 1)] * 4 + [(99, 99, 99)])
+    assert counted.speed(watch, 2) == _train_arms.Speed(tokens=8.0, padding=1.4, step=2.5, pictures=2.0)
+
+
 def test_a_step_is_timed_with_the_wait_for_its_batch(monkeypatch):
     clock = iter([10.0, 13.0, 14.0])
     monkeypatch.setattr(_train_arms.time, "perf_counter", lambda: next(clock))
@@ -75,9 +82,11 @@ def test_a_step_is_timed_with_the_wait_for_its_batch(monkeypatch):
 
 
 def test_texts_have_the_published_lengths(tiny_mllm, tmp_path):
-    lengths = sorted(text_lengths(20_000, random.Random(0)))
-    assert 38 <= statistics.median(lengths) <= 42
-    assert 650 <= lengths[int(0.95 * len(lengths))] <= 750
+    for count in (200, 1024):
+        lengths = text_lengths(count, random.Random(0))
+        assert lengths != sorted(lengths) and max(lengths) == 1500
+        assert statistics.median(lengths) == pytest.approx(40, abs=1)
+        assert sorted(lengths)[int(0.95 * count)] == pytest.approx(700, rel=0.06)
     _, processor = tiny_mllm
     scenes = write_scenes(tmp_path, 4, 0, progress=False)
     samples = make_samples(scenes, processor, 24, 0, longest=300)

@@ -69,7 +69,8 @@ def test_fsdp2_shards_the_blocks_of_tower_and_language_model(tiny_mllm, monkeypa
 
 
 def launched(mllm: Path, scenes: Path, run_dir: Path, steps: int) -> list[str]:
-    """The command of the docs, on CPU: `--cpu` makes DDP over gloo of any of the files."""
+    """The command of the docs. Without GPUs its processes find the CPU and gloo; accelerate's own `--cpu` would start
+    one process, whatever the number."""
     sets = [
         f"model.mllm={mllm}",
         f"data.records={scenes}",
@@ -81,8 +82,8 @@ def launched(mllm: Path, scenes: Path, run_dir: Path, steps: int) -> list[str]:
         "train.precision=fp32",
     ]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file("ddp"))]
-    launch += ["--cpu", "--num_processes", "2", "-m", "regiontower", "instruct", "instruct-nano"]
-    return [*launch, "--out", str(run_dir), *(word for pair in sets for word in ("--set", pair))]
+    launch += ["--num_processes", "2", "-m", "regiontower", "instruct", "instruct-nano"]
+    return [*launch, "--out", str(run_dir), "--device", "cpu", *(word for pair in sets for word in ("--set", pair))]
 
 
 @pytest.mark.slow
