@@ -31,11 +31,12 @@ def tokens(checked: Checked) -> Iterator[Finding]:
     if checked.side is None:
         return
     rows, columns = spec.grid(checked.side, checked.side)
+    made = spec.num_prefix_tokens - (checked.strategy == "default")
     if isinstance(config, RegionLlavaConfig):
-        made = image_token_count((rows, columns), config.merge_size, config.row_end)
+        made += image_token_count((rows, columns), config.merge_size, config.row_end)
         written = processor.image_tokens(processor.frame((checked.side, checked.side)))
     else:
-        made = rows * columns + spec.num_prefix_tokens - (checked.strategy == "default")
+        made += rows * columns
         written = rows * columns + _more_tokens(processor, rows * columns)
     if made != written:
         yield Finding(
@@ -123,7 +124,7 @@ def prefix(checked: Checked) -> Iterator[Finding]:
     elif checked.strategy == "full" and before and not isinstance(checked.config, RegionParts):
         yield Finding(
             "warning",
-            f"{before} tokens that are no patches stay among the image tokens",
+            f"tokens that are no patches, {before}, stay among the image tokens",
             "patch n of the grid is not token n of the image",
             "set vision_feature_select_strategy to 'default' if the projector was not trained so",
         )

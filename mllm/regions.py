@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..vision_towers import UserError, describe_tower, tower_image_processor
-from ..vision_towers.lift import lift_tower
+from ..vision_towers.lift import lift_tower, same_tokens
 from ..vision_towers.packaged import model_source
 from ..vision_towers.remote_code import model_type
 from .adapters import adapter_base
@@ -55,8 +55,9 @@ def add_regions(model: PreTrainedModel, processor) -> tuple[RegionMLLM, RegionLl
     """Turn a Llava into a RegionLlava, a LlavaNext into a RegionLlavaNext: the tower gets a readout as `load_tower` has
     it, the tokenizer `<region>`, the model a new region projector (untrained).
 
-    Without regions its logits are the given model's. The language model, the image projector and the tower are taken
-    over, not copied; the embeddings grow when they have no row left for `<region>`.
+    Without regions its logits are the given model's, unless that cuts patches off or takes registers for patches, which
+    is mended. The language model, the image projector and the tower are taken over, not copied; the embeddings grow
+    when they have no row left for `<region>`.
 
     Args:
         model: a Llava or LlavaNext, on the meta device or not (but for its tower). processor: the model's; it is not
@@ -73,7 +74,8 @@ def add_regions(model: PreTrainedModel, processor) -> tuple[RegionMLLM, RegionLl
     old: Any = model.config
     tokenizer = _tokenizer(processor, old)
     region = tokenizer.convert_tokens_to_ids(REGION_TOKEN)
-    tower = lift_tower(whole.model.vision_tower)
+    given_tower = whole.model.vision_tower
+    tower = lift_tower(given_tower)
     spec = describe_tower(tower.config)
     language_model = whole.model.language_model
     _grow(language_model, whole.lm_head, region + 1)
@@ -87,9 +89,10 @@ def add_regions(model: PreTrainedModel, processor) -> tuple[RegionMLLM, RegionLl
         "text_config",
     )
     fields: dict[str, Any] = {name: value for name, value in old.to_dict().items() if name not in not_ours}
-    # A tower that shows registers to a plain LLaVA is lifted to one that shows a single class token.
-    strategy = old.vision_feature_select_strategy if tower is whole.model.vision_tower else spec.select_strategy
-    if strategy == "default" and spec.num_prefix_tokens == 0:
+    # A tower that shows registers to a plain LLaVA is lifted to one that shows a single class token; and one without a
+    # class token must not lose its first patch.
+    strategy = old.vision_feature_select_strategy if same_tokens(given_tower) else spec.select_strategy
+    if spec.num_prefix_tokens == 0:
         strategy = "full"
     fields |= {"vision_config": tower.config, "text_config": language_model.config, "region_token_index": region}
     config = CONFIGS[old.model_type](**fields, vision_feature_select_strategy=strategy)

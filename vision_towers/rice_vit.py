@@ -161,11 +161,11 @@ def rice_vit_config(fields: Mapping[str, Any]) -> RiceVitConfig | None:
     part = fields.get("vision_config") or fields
     if not isinstance(part, Mapping) or part.get("model_type") != MODEL_TYPE:
         return None
-    return RiceVitConfig(
-        hidden_size=part.get("embed_dim") or part["hidden_size"],  # in files of its family both are the tower's width
-        num_hidden_layers=part["depth"],
-        num_attention_heads=part["num_heads"],
-        intermediate_size=part["intermediate_size"],
+    return RiceVitConfig(  # a file may leave out what is as in its own class: the sizes of the released tower
+        hidden_size=part.get("embed_dim") or part.get("hidden_size", 1024),  # both are the tower's width
+        num_hidden_layers=part.get("depth", 24),
+        num_attention_heads=part.get("num_heads", 16),
+        intermediate_size=part.get("intermediate_size", 4096),
         patch_size=part.get("patch_size", 14),
         hidden_act=part.get("hidden_act", "gelu"),
         layer_norm_eps=part.get("layer_norm_eps", 1e-5),

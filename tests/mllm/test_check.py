@@ -116,6 +116,18 @@ def test_a_tower_without_a_class_token_must_not_lose_its_first_patch(tmp_path):
     assert "no class token" in words(check_model(tmp_path))
 
 
+def test_registers_and_class_tokens_among_the_patches_are_found(saved, tmp_path):
+    native = tiny_tower("DINOv3").config.to_dict()
+    assert "4 registers are taken for patches" in words(
+        check_model(changed(saved, tmp_path, "config.json", vision_config=native))
+    )
+    changed(saved, tmp_path, "config.json", vision_feature_select_strategy="full")
+    fields = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps(fields | {"vision_feature_select_strategy": "full"}))
+    found = check_model(tmp_path)
+    assert not words(found) and "tokens that are no patches, 1, stay among the image tokens" in words(found, "warning")
+
+
 def test_a_vip_llava_always_drops_the_first_token(tmp_path):
     (tmp_path / "changed").mkdir()
     for part in swap_vision_tower(*tiny_llava("VipLlava"), tiny_tower("RICE")):

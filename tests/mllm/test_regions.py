@@ -15,6 +15,7 @@ from regiontower.mllm import (
     swap_vision_tower,
 )
 from regiontower.mllm.answers import user_prompt
+from regiontower.mllm.check import check_model
 from regiontower.mllm.prompts import assistant_message, user_message
 from regiontower.vision_towers import RiceVisionModel, RoiVisionModel, UserError
 
@@ -42,6 +43,21 @@ def test_without_regions_the_logits_are_the_plain_models(tower):
     assert isinstance(model.model.vision_tower, RiceVisionModel if tower == "RICE" else RoiVisionModel)
     assert list(ours.image_processor.image_mean) == list(processor.image_processor.image_mean)
     assert len(processor.tokenizer) < len(ours.tokenizer)  # the given tokenizer is left alone
+
+
+def test_a_class_token_among_the_image_tokens_stays_there(noise_image, tmp_path):
+    """A LLaVA that was trained with "full" on CLIP has one token more, and its projector knows it."""
+    plain, processor = swap_vision_tower(*tiny_llava("Llava"), tiny_tower("CLIP"))
+    plain.config.vision_feature_select_strategy = processor.vision_feature_select_strategy = "full"
+    asked = processor(images=[noise_image()], text=["USER: <image> What ?"], return_tensors="pt")
+    with torch.no_grad():
+        expected = plain(**asked).logits
+        model, ours = add_regions(plain, processor)
+        given = ours([noise_image()], ["<image>What is in <region> ?"], boxes=[[(5, 5, 60, 60)]])
+        assert torch.equal(model(**asked).logits, expected) and model(**given).logits.isfinite().all()
+    for part in (model, ours):
+        part.save_pretrained(tmp_path)
+    assert not [finding.line() for finding in check_model(tmp_path) if finding.level == "error"]
 
 
 def test_boxes_are_heard_and_it_survives_saving(noise_image, tmp_path):

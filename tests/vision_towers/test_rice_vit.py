@@ -17,6 +17,7 @@ from regiontower.vision_towers import (
     to_mlcd_state,
     to_rice_vit_state,
 )
+from regiontower.vision_towers.rice_vit import rice_vit_config
 
 CONFIG = {
     "model_type": "rice_vit",
@@ -88,6 +89,13 @@ def test_load_tower_opens_one_without_its_language_model(saved, prefix, parts):
         expected, found = (t(pixels, output_hidden_states=True).hidden_states[-1] for t in (tower, opened))
     assert isinstance(opened, RiceVisionModel) and torch.equal(found, expected)
     assert isinstance(load_tower(folder, "roi"), RoiVisionModel)
+
+
+def test_a_configuration_that_leaves_its_defaults_out_is_the_released_towers():
+    config = rice_vit_config({"model_type": "llavaonevision1_5", "vision_config": {"model_type": "rice_vit"}})
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (1024, 24, 16)
+    assert (config.intermediate_size, config.patch_size, config.image_size) == (4096, 14, 560)
+    assert rice_vit_config({"vision_config": {"model_type": "mlcd_vision_model"}}) is None
 
 
 def test_every_picture_of_a_packed_batch_gets_its_own_patches(native):
