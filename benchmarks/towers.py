@@ -4,22 +4,28 @@
     regiontower bench towers --out DIR --data DATA [--steps 200] --json
 
 Every arm starts from nothing on cached pixels: zoomed views of 56 px for 70 % of the steps, then of 112 px. Ablations
-have a tenth of the steps. What a probe finds of each tower on held-out images is averaged over the seeds. An
-interrupted run goes on where it stopped. `--data` is a folder with `train.jsonl` and `val.jsonl` in the `xywh_jsonl`
-layout instead of generated scenes.
+have a share of the steps, a tenth as in the papers. What a probe finds of each tower on held-out images is averaged
+over the seeds; `signs` says of each comparison that the papers make whether it holds here, by the differences of the
+same seeds. An interrupted run goes on where it stopped. `--data` is a folder with `train.jsonl` and `val.jsonl` in the
+`xywh_jsonl` layout instead of generated scenes.
 """
 
 import argparse
 import json
 import math
+import shutil
 import statistics
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student
 
+from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
+from regiontower.benchmarks._tower_arms import ARMS, COMMON, MAIN, SIGNS, Arm, Sign
 from regiontower.eval.probe import LitConfig, ProbeConfig, probe
 from regiontower.train_stages.pretrain import pretrain
 from regiontower.train_stages.pretrain_recipe import PretrainRecipe
@@ -27,65 +33,14 @@ from regiontower.train_stages.recipe import load_recipe
 from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.scenes import EVAL_SEED_START, write_scenes
 from regiontower.train_stages.tokenizer import train_tokenizer
+from regiontower.vision_towers.errors import UserError
 
 SCENES, HELD_OUT = 6_000, 500
 FIGURES = (
-    "linear", "knn", "reading_linear", "zero_shot", "text_to_region_r1", "region_to_text_r1", "lit_zero_shot",
-    "lit_text_to_region_r1",
+    "linear", "knn", "reading_linear", "reading_tokens", "zero_shot", "text_to_region_r1", "region_to_text_r1",
+    "lit_zero_shot", "lit_text_to_region_r1",
 )  # fmt: skip
-COMMON = {
-    "model.tower": None,
-    "model.keep_heads": False,
-    "data.augment.zoom": 0.7,
-    "data.view_schedule": [[0.7, 56]],
-    "train.compile": False,
-    "train.save_steps": 100,
-}
-NO_TAGS = {"image_tag": 0.0, "region_tag": 0.0, "pixel_tag": 0.0}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """recipe: what is trained. changes: of its keys. readouts: how the probe reads regions. share: of the steps."""
-
-    recipe: str
-    changes: dict[str, Any]
-    readouts: tuple[str, ...] = ("own",)
-    share: float = 1.0
-
-
-MAIN = {
-    "clip": Arm("clip-nano", {}, ("value", "crops")),
-    "rice": Arm("rice-nano", {}),
-    "cloc": Arm("cloc-nano", {"model.cloc.text.text_layers": 2}),
-    "umg_clip": Arm("umg-clip-nano", {"model.umg_clip.text.text_layers": 2}),
-}
-_SHORT = {name: replace(arm, share=0.1) for name, arm in MAIN.items()}
-
-
-def _changed(arm: str, **changes: Any) -> Arm:
-    short = _SHORT[arm]
-    return replace(short, changes=short.changes | {key.replace("__", "."): value for key, value in changes.items()})
-
-
-# Name -> the arm; `_short` ones are what they are compared with.
-ABLATIONS = {
-    "rice_short": _SHORT["rice"],
-    "rice_no_ocr": _changed("rice", data__tokenizer=None),
-    **{f"rice_n{count}": _changed("rice", data__regions_per_image=count) for count in (1, 5, 20)},
-    "rice_n10": _changed("rice", data__regions_per_image=10),
-    "rice_rho_0.1": _changed("rice", model__rice__loss__sample_rate=0.1),
-    "cloc_short": _SHORT["cloc"],
-    "cloc_no_filter": _changed("cloc", model__cloc__loss__same_above=None),
-    # Region-text contrast without a Prompter: boxes by RoIAlign of dense features, the same loss otherwise.
-    "cloc_roi_align": _changed(
-        "umg_clip", model__umg_clip__loss={**NO_TAGS, "pixel_caption": 0.0, "region_caption": 1.0, "same_above": 0.9}
-    ),
-    "umg_clip_short": _SHORT["umg_clip"],
-    "umg_clip_no_region": _changed("umg_clip", model__umg_clip__loss={"region_caption": 0.0, "region_tag": 0.0}),
-    "umg_clip_no_pixel": _changed("umg_clip", model__umg_clip__loss={"pixel_caption": 0.0, "pixel_tag": 0.0}),
-}
-ARMS = MAIN | ABLATIONS
+Figures = dict[str, dict[str, float]]  # readout -> figure -> value
 
 
 def main() -> None:
@@ -93,28 +48,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and probes")
     parser.add_argument("--data", type=Path, help="folder with train.jsonl and val.jsonl (xywh_jsonl)")
     parser.add_argument("--steps", type=int, default=600, help="of a main arm")
+    parser.add_argument("--ablation-share", type=float, default=0.1, help="of these steps, for the other arms")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="scenes the probes are tested on")
-    parser.add_argument("--lit-steps", type=int, default=300, help="of a text tower for towers without one; 0: none")
+    parser.add_argument("--probe-regions", type=int, default=4_000, help="most regions that a classifier learns from")
+    parser.add_argument("--lit-steps", type=int, default=300, help="of a text tower for a main arm without; 0: none")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="the result alone on the last line")
     arguments = parser.parse_args()
     data = _photographs(arguments.data, arguments.out) if arguments.data else _scenes(arguments)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.arms}
+    found: dict[str, list[Figures]] = {name: [] for name in arguments.arms}
     for seed in range(arguments.seeds):  # all arms of a seed before the next seed: what is there is comparable
         for name in arguments.arms:
             found[name].append(_measured(name, ARMS[name], seed, data, arguments))
     table = {name: averaged(rows) for name, rows in found.items()}
     results = {
-        "command": f"regiontower bench towers --out DIR --steps {arguments.steps} --seeds {arguments.seeds} --json",
+        "command": typed("towers", parser, arguments),
         "data": data.name,
-        "steps": arguments.steps,
+        "steps": {"main": _steps(MAIN["clip"], arguments), "ablations": _steps(ARMS["rice_short"], arguments)},
         "batch_size": arguments.batch_size,
         "seeds": arguments.seeds,
         "arms": table,
+        "signs": signs(found, SIGNS),
         **stamp({name: _run(arguments.out, name, 0) for name in arguments.arms}),
     }
     plot(table, arguments.out / "towers.png")
@@ -160,14 +118,27 @@ def _run(out: Path, name: str, seed: int) -> Path:
     return out / "runs" / f"{name}-{seed}"
 
 
-def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The probe's figures of one arm and seed: readout -> figure -> value."""
-    run = _run(arguments.out, name, seed)
+def _steps(arm: Arm, arguments: argparse.Namespace) -> int:
+    return max(1, round(arguments.steps * (arguments.ablation_share if arm.ablation else 1)))
+
+
+def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Namespace) -> Figures:
+    """The probe's figures of one arm and seed, made or kept from before.
+
+    Raises:
+        UserError: those kept are of other settings.
+    """
+    run, started = _run(arguments.out, name, seed), time.perf_counter()
+    lit = arguments.lit_steps if arm.recipe == "rice-nano" and not arm.ablation else 0
+    settings = {"steps": _steps(arm, arguments), "batch_size": arguments.batch_size, "data": data.name}
+    settings |= {"probe_regions": arguments.probe_regions, "lit_steps": lit}
     kept = run / "figures.json"
     if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    root = str(data.root) if data.root else None
-    steps = max(1, round(arguments.steps * arm.share))
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        if before["settings"] != settings:
+            raise UserError(f"{run} was measured with {before['settings']}, and this is {settings}; give a new --out.")
+        return before["figures"]
+    root, pixels = str(data.root) if data.root else None, arguments.out / "pixels"
     objects = {"data.object_labels": data.labels} if arm.recipe == "rice-nano" else {}
     values = {
         **COMMON,
@@ -177,24 +148,32 @@ def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Na
         "data.records": _under(data.train, data.root),
         "data.root": root,
         "data.format": data.format,
-        "data.cache_dir": str(arguments.out / "pixels"),
-        "train.steps": steps,
+        "data.cache_dir": str(pixels),
+        "train.steps": settings["steps"],
         "train.batch_size": arguments.batch_size,
         "train.seed": seed,
         "train.threads": arguments.threads,
     }
     recipe = load_recipe(arm.recipe, PretrainRecipe, [f"{key}={json.dumps(value)}" for key, value in values.items()])
     pretrain(recipe, run)
-    lit = LitConfig(arguments.lit_steps) if arguments.lit_steps and arm.recipe == "rice-nano" else None
-    config = ProbeConfig(data.labels, arm.readouts, lit=lit)  # pyright: ignore[reportArgumentType]
-    results = probe(
-        run, data.train, data.test, tokenizer=data.tokenizer, config=config, format=data.format, image_root=root
+    trained = time.perf_counter()
+    config = ProbeConfig(
+        data.labels,  # pyright: ignore[reportArgumentType]
+        arm.readouts,
+        train_regions=arguments.probe_regions,
+        lit=LitConfig(lit) if lit else None,
     )
+    results = probe(
+        run, data.train, data.test, tokenizer=data.tokenizer, config=config, format=data.format, image_root=root,
+        cache_dir=pixels,
+    )  # fmt: skip
     figures = {
         readout: {figure: row["value"] for figure, row in rows.items() if figure in FIGURES and row["n"]}
         for readout, rows in results["readouts"].items()
     }
-    kept.write_text(json.dumps(figures), encoding="utf-8")
+    seconds = {"trained": round(trained - started, 1), "probed": round(time.perf_counter() - trained, 1)}
+    kept.write_text(json.dumps({"settings": settings, "seconds": seconds, "figures": figures}), encoding="utf-8")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the weights are in the run itself
     return figures
 
 
@@ -202,20 +181,38 @@ def _under(path: Path, root: Path | None) -> str:
     return str(path.relative_to(root)) if root else str(path)
 
 
-def averaged(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """readout -> figure -> mean over the seeds, with a 95 % interval by Student's t, and each seed's value."""
-    found: dict[str, dict[str, Any]] = {}
-    for readout, figures in rows[0].items():
-        found[readout] = {}
-        for figure in figures:
-            values = [row[readout][figure] for row in rows]
-            mean = statistics.fmean(values)
-            half = None
-            if len(values) > 1:
-                half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-            interval = None if half is None else [mean - half, mean + half]
-            found[readout][figure] = {"mean": mean, "ci95": interval, "seeds": values}
-    return found
+def averaged(rows: Sequence[Figures]) -> dict[str, dict[str, Any]]:
+    """readout -> figure -> mean over the seeds, with its interval, and each seed's value."""
+    return {
+        readout: {figure: over_seeds([row[readout][figure] for row in rows]) for figure in figures}
+        for readout, figures in rows[0].items()
+    }
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and 95 % interval by Student's t; no interval of a single seed."""
+    mean, half = statistics.fmean(values), None
+    if len(values) > 1:
+        half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "ci95": None if half is None else [mean - half, mean + half], "seeds": list(values)}
+
+
+def signs(found: dict[str, list[Figures]], wanted: Sequence[Sign]) -> list[dict[str, Any]]:
+    """For each comparison whose arms and figures are there (photographs have no text to read): the difference, seed by
+    seed, and whether its mean is what it should be. An interval that holds 0 says that nothing was found either way."""
+    rows = []
+    for sign in wanted:
+        if sign.arm not in found or sign.other not in found:
+            continue
+        pairs = list(zip(found[sign.arm], found[sign.other], strict=True))
+        mine = [row[sign.readout].get(sign.figure) for row, _ in pairs]
+        others = [row[sign.other_readout].get(sign.figure) for _, row in pairs]
+        if None in mine or None in others:
+            continue
+        difference = over_seeds([a - b for a, b in zip(mine, others, strict=True)])  # pyright: ignore
+        about = {"arm": sign.arm, "above": sign.other, "figure": sign.figure, "least": sign.least, "source": sign.why}
+        rows.append({**about, "difference": difference, "holds": difference["mean"] >= sign.least})
+    return rows
 
 
 def plot(table: dict[str, dict[str, Any]], path: Path) -> None:

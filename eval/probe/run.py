@@ -16,7 +16,7 @@ from ...mllm.load import resolve_device
 from ...train_stages.pixels import PixelCache
 from ...train_stages.record_io import RecordSet, read_records
 from ...train_stages.region_labels import ObjectClasses, ObjectLabels, open_tokenizer
-from ...vision_towers import TowerSpec, UserError, describe_tower
+from ...vision_towers import UserError, describe_tower
 from ...vision_towers.packaged import model_source
 from .classify import Share, linear, majority, nearest_neighbours
 from .detection import DetectConfig, detection, detection_line
@@ -30,7 +30,7 @@ from .table import figure_lines
 from .table import rows as json_rows
 from .text_side import RegionTexts, TextSide, open_with_texts
 from .views import checked_side
-from .zero_shot import image_retrieval, located, region_retrieval, zero_shot_classes
+from .zero_shot import image_classes, image_retrieval, located, region_retrieval, zero_shot_classes
 
 PICTURES = 6
 
@@ -60,6 +60,7 @@ def probe(
     format: str = "records",
     image_root: str | Path | None = None,
     device: str = "auto",
+    cache_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure the regions of a frozen tower.
 
@@ -70,12 +71,14 @@ def probe(
         out: folder for `probe.json` and pictures; nothing is written without it.
         tokenizer: of the text centres of a rice run, reading by them is left out without it; and of the text tower that
             `config.lit` trains.
+        cache_dir: where decoded pixels are kept (`PixelCache`), for further probes; in memory when absent.
     Returns:
         `{"tower", "labels", "classes", "readouts": {readout: {figure: {"value", "n", "ci95", ...}}}, "images": {...}}`.
         Figures of a readout: `majority`, `knn`, `linear` (top-1 of objects), `reading_linear` (top-1 of transcripts
         that training has), and, where the tower has them, `reading_tokens`, `zero_shot`, `zero_shot_masks`,
         `text_to_region_r1` ..., and with `config.lit` `lit_zero_shot`, `lit_text_to_region_r1` ...; of whole images:
-        `image_to_text_r1` ..., `text_box_acc50`. With `config.detect` also `detection`, as `detection.detection` says.
+        `image_to_text_r1` ..., `image_zero_shot_top1` ..., `text_box_acc50`. With `config.detect` also `detection`, as
+        `detection.detection` says.
     Raises:
         UserError: a tower, data or readout that cannot work.
     """
@@ -85,7 +88,8 @@ def probe(
     model, side = open_with_texts(tower, resolve_device(device))
     readers = {name: remembered(reader(model, name)) for name in config.readouts}  # says now what it cannot read
     spec = describe_tower(model.config)
-    known, asked = _caches(data, test, format, image_root, checked_side(config.side, spec), spec)
+    fill, pixels = mean_colour(spec.image_mean), checked_side(config.side, spec)
+    known, asked = (PixelCache.build(r, pixels, cache_dir, fill=fill) for r in _records(data, test, format, image_root))
     classes = ObjectClasses.of(known.records, config.labels, stuff=True)
     words = transcripts(known.records)
     every_word = transcripts([*known.records, *asked.records])
@@ -147,15 +151,13 @@ def _of_images(model: PreTrainedModel, cache: PixelCache, side: TextSide | None)
     if side is None:
         return {}
     spec = describe_tower(model.config)
-    found = image_retrieval(cache, side, spec, model.device)
+    found = image_retrieval(cache, side, spec, model.device) | image_classes(cache, side, spec, model.device)
     return found if side.locate is None else found | {"text_box_acc50": located(cache, side, spec, model.device)}
 
 
-def _caches(data, test, format: str, image_root, side: int, spec: TowerSpec) -> tuple[PixelCache, PixelCache]:
+def _records(data, test, format: str, image_root) -> tuple[RecordSet, RecordSet]:
     records = read_records(data, format, image_root)
-    known, asked = (records, read_records(test, format, image_root)) if test is not None else split(records)
-    fill = mean_colour(spec.image_mean)
-    return PixelCache.build(known, side, fill=fill), PixelCache.build(asked, side, fill=fill)
+    return (records, read_records(test, format, image_root)) if test is not None else split(records)
 
 
 def split(records: RecordSet) -> tuple[RecordSet, RecordSet]:

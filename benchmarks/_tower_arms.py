@@ -1,0 +1,86 @@
+"""What `bench towers` trains, and which figure of which arm should be above which."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+COMMON = {
+    "model.tower": None,
+    "model.keep_heads": False,
+    "data.augment.zoom": 0.7,
+    "data.view_schedule": [[0.7, 56]],
+    "train.compile": False,
+    "train.save_steps": 100,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """recipe: what is trained. changes: of its keys. readouts: how the probe reads regions. ablation: whether it has a
+    share of the steps only."""
+
+    recipe: str
+    changes: dict[str, Any]
+    readouts: tuple[str, ...] = ("own",)
+    ablation: bool = False
+
+
+MAIN = {
+    "clip": Arm("clip-nano", {}, ("value", "crops")),
+    "rice": Arm("rice-nano", {}),
+    "cloc": Arm("cloc-nano", {"model.cloc.text.text_layers": 2}),
+    "umg_clip": Arm("umg-clip-nano", {"model.umg_clip.text.text_layers": 2}),
+}
+_SHORT = {name: replace(arm, ablation=True) for name, arm in MAIN.items()}
+
+
+def _changed(arm: str, **changes: Any) -> Arm:
+    short = _SHORT[arm]
+    return replace(short, changes=short.changes | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+_NO_REGIONS = {"region_caption": 0.0, "region_tag": 0.0}
+_NO_PIXELS = {"pixel_caption": 0.0, "pixel_tag": 0.0}
+# Name -> the arm; `_short` ones are what they are compared with.
+ABLATIONS = {
+    "rice_short": _SHORT["rice"],
+    "rice_no_ocr": _changed("rice", data__tokenizer=None),
+    **{f"rice_n{count}": _changed("rice", data__regions_per_image=count) for count in (1, 5, 10, 20)},
+    **{f"rice_rho_{rho}": _changed("rice", model__rice__loss__sample_rate=rho) for rho in (0.1, 0.5)},
+    "cloc_short": _SHORT["cloc"],
+    "cloc_no_filter": _changed("cloc", model__cloc__loss__same_above=None),
+    "cloc_roi_align": _changed("cloc", model__cloc__region_pool="roi_align"),
+    "umg_clip_short": _SHORT["umg_clip"],
+    "umg_clip_no_region": _changed("umg_clip", model__umg_clip__loss=_NO_REGIONS),
+    "umg_clip_no_pixel": _changed("umg_clip", model__umg_clip__loss=_NO_PIXELS),
+    "umg_clip_image_only": _changed("umg_clip", model__umg_clip__loss=_NO_REGIONS | _NO_PIXELS),
+}
+ARMS = MAIN | ABLATIONS
+
+
+@dataclass(frozen=True)
+class Sign:
+    """`figure` of `arm` is above that of `other` by at least `least`. why: who says so. readout, other_readout: of the
+    two."""
+
+    arm: str
+    other: str
+    figure: str
+    why: str
+    least: float = 0.0
+    readout: str = "own"
+    other_readout: str = "own"
+
+
+_RICE, _CLOC, _UMG = "RICE, Table 5", "CLOC, Table 2", "UMG-CLIP: all levels help"
+SIGNS = (
+    *(Sign(name, "clip", "linear", "ours", 0.15, other_readout="value") for name in ("rice", "cloc", "umg_clip")),
+    Sign("rice_short", "rice_no_ocr", "reading_linear", "RICE: text regions teach reading"),
+    *(Sign("rice_n10", f"rice_n{count}", "linear", _RICE) for count in (1, 5, 20)),
+    Sign("rice_rho_0.1", "rice_rho_0.5", "linear", _RICE),
+    Sign("rice_rho_0.1", "rice_short", "linear", "MLCD, of rho 0.1 and 1"),
+    Sign("cloc_short", "cloc_roi_align", "text_to_region_r1", _CLOC),
+    Sign("cloc_short", "cloc_no_filter", "zero_shot", _CLOC),
+    Sign("umg_clip_short", "umg_clip_no_region", "linear", _UMG),
+    Sign("umg_clip_short", "umg_clip_no_pixel", "linear", _UMG),
+    Sign("umg_clip_short", "umg_clip_image_only", "linear", _UMG),
+)
