@@ -27,7 +27,7 @@ from ...train_stages.pixels import PixelCache
 from ...train_stages.region_labels import NO_CLASS, ObjectClasses
 from ...vision_towers import TowerSpec, UserError, describe_tower
 from .labels import object_labels
-from .pyramid import FrozenPyramid
+from .pyramid import COARSEST, FrozenPyramid
 
 MIN_SCORE = 0.01  # a precision-recall curve wants the unlikely ones, too
 WARMUP = 0.1  # share of the steps
@@ -36,13 +36,14 @@ WARMUP = 0.1  # share of the steps
 @dataclass(frozen=True)
 class DetectConfig:
     """steps: of AdamW, one-cycle schedule, on `batch_size` whole images without augmentation. lr: the largest learning
-    rate. width: channels of pyramid and head, a multiple of 32. seed: of weights and batches."""
+    rate. width: channels of pyramid and head, a multiple of 32 (FCOS has 256, at four times the cost). seed: of weights
+    and batches."""
 
     steps: int
     batch_size: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.05
-    width: int = 256
+    width: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -172,7 +173,6 @@ def detection_line(found: dict[str, Any]) -> str:
 
 def _detector(tower: PreTrainedModel, spec: TowerSpec, side: int, classes: int, width: int) -> FCOS:
     pyramid = FrozenPyramid(tower, spec, side, width)
-    strides = tuple((stride,) for stride in pyramid.strides)
     return FCOS(
         pyramid,
         classes,
@@ -180,12 +180,32 @@ def _detector(tower: PreTrainedModel, spec: TowerSpec, side: int, classes: int, 
         max_size=side,
         image_mean=[0.0] * 3,  # the images are normalised for the tower
         image_std=[1.0] * 3,
-        anchor_generator=AnchorGenerator(strides, ((1.0,),) * len(strides)),  # FCOS's points, a stride wide
+        anchor_generator=Places(len(pyramid.levels)),
         score_thresh=MIN_SCORE,
-        # Whole places at every level, or torchvision takes the strides for others than they are.
-        size_divisible=2 * spec.patch_size,
+        size_divisible=COARSEST * spec.patch_size,  # whole places at every level
         _skip_resize=True,
     )
+
+
+class Places(AnchorGenerator):
+    """FCOS's points: a square for each place of a level, in its middle and as wide as its stride.
+
+    torchvision's own lie at the corners of the places, and have whole pixels: a quarter of a patch of 14 px has not.
+    """
+
+    def __init__(self, levels: int):
+        super().__init__(((1,),) * levels, ((1.0,),) * levels)
+
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Boxes `(places of all levels, 4)`, xyxy in pixels of the padded batch, the same for each of its images."""
+        height, width = image_list.tensors.shape[-2:]
+        boxes = []
+        for level in feature_maps:
+            rows, columns = level.shape[-2:]
+            stride = level.new_tensor([width / columns, height / rows])
+            places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(-1).to(level)
+            boxes.append(torch.cat([places * stride, (places + 1) * stride], dim=1))
+        return [torch.cat(boxes)] * len(image_list.image_sizes)
 
 
 def _images(cache: PixelCache, rows: Sequence[int], norm: PixelNorm) -> list[Tensor]:

@@ -1,11 +1,12 @@
-"""A pyramid of feature maps from the tokens of a frozen ViT (ViTDet's simple pyramid, arXiv 2203.16527, section 3).
+"""A pyramid of feature maps from the tokens of a frozen ViT, as in RICE's probe (arXiv 2507.20025, section 4).
 
-A plain ViT has maps of one size. Of the tokens at stride p, the patch's side, three levels are made:
+A plain ViT has maps of one size. The paper makes more of them, from a quarter to four times as fine, by max-pooling and
+unpooling; with which layers is not stated. Ours are ViTDet's (simple pyramid, arXiv 2203.16527, section 3), and one
+level more. Of the tokens at stride p, the patch's side::
 
-    p / 2: deconvolution 2 x 2        p: as it is        2 p: max-pooling 2 x 2
+    p / 4: deconvolution 2 x 2, twice    p / 2: once    p: as it is    2 p: max-pooling 2 x 2    4 p: 4 x 4
 
-each followed by a 1 x 1 and a 3 x 3 convolution to `width` channels, with layer norm. RICE's probe (arXiv 2507.20025,
-section 4) goes from 0.25 to 4 times the tokens' size; ViTDet has p / 4, too. We stop at three.
+each followed by a 1 x 1 and a 3 x 3 convolution to `width` channels, with layer norm.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from transformers import PreTrainedModel
 
 from ...vision_towers import TowerSpec
 
+COARSEST = 4  # stride of the coarsest level, in patches; the finest has a quarter of a patch
+
 
 class FrozenPyramid(nn.Module):
-    """Images -> `{"0", "1", "2"}`, maps `(B, width, rows, columns)` at strides p/2, p and 2p: a torchvision backbone.
+    """Images -> `{"0" ... "4"}`, maps `(B, width, rows, columns)` at strides p/4 to 4p: a torchvision backbone.
 
     The tower stays as it is: it runs without gradients, and is no part of this module, so that neither its parameters
     nor `train()` reach it. Its tokens, of the default feature layer, are normalised each by itself first, as the scale
@@ -39,22 +42,19 @@ class FrozenPyramid(nn.Module):
         self.out_channels = width
         self.norm = LayerNorm2d(dim)
         half = max(width, dim // 2)
+        twice = [nn.ConvTranspose2d(dim, half, 2, stride=2), LayerNorm2d(half), nn.GELU()]
         self.levels = nn.ModuleList(
             [
+                nn.Sequential(*twice, nn.ConvTranspose2d(half, half, 2, stride=2), nn.GELU(), *_smooth(half, width)),
                 nn.Sequential(nn.ConvTranspose2d(dim, half, 2, stride=2), nn.GELU(), *_smooth(half, width)),
                 nn.Sequential(*_smooth(dim, width)),
                 nn.Sequential(nn.MaxPool2d(2), *_smooth(dim, width)),
+                nn.Sequential(nn.MaxPool2d(COARSEST), *_smooth(dim, width)),
             ]
         )
 
-    @property
-    def strides(self) -> tuple[int, int, int]:
-        """Pixels from one place of a level to the next."""
-        patch = self._spec.patch_size
-        return patch // 2, patch, 2 * patch
-
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """images: `(B, 3, H, W)`, normalised; H and W the side, rounded up to a multiple of two patches."""
+        """images: `(B, 3, H, W)`, normalised; H and W the side, rounded up to a multiple of `COARSEST` patches."""
         rows, columns = self._spec.grid(*images.shape[-2:])
         own = self._spec.grid(self._side, self._side)
         with torch.no_grad():

@@ -50,7 +50,6 @@ def region_retrieval(read: Reader, cache: PixelCache, side: RegionTexts, readout
     }
 
 
-@torch.inference_mode()
 def image_retrieval(cache: PixelCache, side: TextSide, spec: TowerSpec, device: torch.device) -> dict[str, Share]:
     """R@k both ways between images and their first captions; equal captions count as one.
 
@@ -62,16 +61,36 @@ def image_retrieval(cache: PixelCache, side: TextSide, spec: TowerSpec, device: 
     captions = [cache.records[row].captions[0] for row in rows]
     ids = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     labels = np.array([ids[caption] for caption in captions])
-    norm, found = PixelNorm(spec.image_mean, spec.image_std).to(device), []
-    for start in tqdm(range(0, len(rows), BATCH), "images for retrieval", unit="batch"):
-        pixels = torch.from_numpy(cache.pixels[rows[start : start + BATCH]]).to(device)
-        found.append(side.images(norm(pixels)).float())
-    images, texts = unit(torch.cat(found)), unit(side.texts(list(ids)))
+    images, texts = _images(cache, rows, side, spec, device), unit(side.texts(list(ids)))
     forth = _recall(images @ texts.T, labels, np.arange(len(ids)), np.array(rows))
     back = _recall(texts @ images.T, np.arange(len(ids)), labels, np.arange(len(ids)))
     return {f"image_to_text_{name}": value for name, value in forth.items()} | {
         f"text_to_image_{name}": value for name, value in back.items()
     }
+
+
+def image_classes(cache: PixelCache, side: TextSide, spec: TowerSpec, device: torch.device) -> dict[str, Share]:
+    """Zero-shot classification of whole images by their records' `tags`: whether one of an image's own is the nearest,
+    or among the five nearest, of all tags of `cache`. Keys `image_zero_shot_top1`, `image_zero_shot_top5`."""
+    rows = [row for row, record in enumerate(cache.records) if record.tags]
+    if not rows:
+        return {}
+    names = sorted({tag for row in rows for tag in cache.records[row].tags})
+    own = torch.tensor([[name in cache.records[row].tags for name in names] for row in rows])
+    similarity = _images(cache, rows, side, spec, device) @ unit(side.texts(names)).T
+    nearest = similarity.topk(min(5, len(names)), dim=1).indices
+    hits = own.gather(1, nearest).numpy()
+    return {f"image_zero_shot_top{k}": share(hits[:, :k].any(axis=1), np.array(rows)) for k in (1, 5)}
+
+
+@torch.inference_mode()
+def _images(cache: PixelCache, rows: Sequence[int], side: TextSide, spec: TowerSpec, device: torch.device) -> Tensor:
+    """Whole images `(n, J)` in the space of the texts, of length 1, on the CPU."""
+    norm, found = PixelNorm(spec.image_mean, spec.image_std).to(device), []
+    for start in tqdm(range(0, len(rows), BATCH), "whole images", unit="batch"):
+        pixels = torch.from_numpy(cache.pixels[list(rows[start : start + BATCH])]).to(device)
+        found.append(side.images(norm(pixels)).float())
+    return unit(torch.cat(found))
 
 
 @torch.inference_mode()
@@ -91,7 +110,7 @@ def located(cache: PixelCache, side: TextSide, spec: TowerSpec, device: torch.de
         if not single:
             continue
         texts = side.texts([words[kept[place]] for place in single])
-        found = side.locate(norm(torch.from_numpy(cache.pixels[row : row + 1]).to(device)), texts)
+        found = side.locate(norm(torch.from_numpy(np.array(cache.pixels[row : row + 1])).to(device)), texts)
         truth = Boxes(boxes.xyxy[single])
         # A box head may answer with its corners in the wrong order: no box, IoU 0.
         edges = found.cpu().double().numpy()

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchvision.models.detection.image_list import ImageList
 
 from regiontower.eval.probe.detection import (
     DetectConfig,
+    Places,
     average_precision,
     coco_truth,
     detect,
@@ -58,7 +60,7 @@ def test_boxes_are_those_of_the_original_image(rice_tower, caches, classes):
     detector = train_detector(rice_tower, spec, caches[0], classes, replace(SMALL, steps=2))
     test = caches[1]
     twice = replace(test, frames=[ImageFrame.resize((112, 112), (56, 56))] * len(test))
-    assert detector.transform([torch.zeros(3, 56, 56)])[0].tensors.shape[-2:] == (64, 64)  # whole places of 16 px
+    assert detector.transform([torch.zeros(3, 56, 56)])[0].tensors.shape[-2:] == (64, 64)  # whole places of 32 px
     small, large = detect(detector, spec, test), detect(detector, spec, twice)
     assert len(small) == len(large) > 0
     for one, other in zip(small, large, strict=True):
@@ -72,13 +74,21 @@ def test_the_same_seed_gives_the_same_detector(rice_tower, caches, classes):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_the_levels_lie_where_their_strides_say(rice_tower):
-    """7 x 7 patches: tokens are padded, so that the coarsest level has whole places."""
+def test_the_levels_are_those_of_rice(rice_tower):
+    """7 x 7 patches of 8 px: tokens are padded, so that the coarsest level, of 32 px, has whole places."""
     pyramid = FrozenPyramid(rice_tower, describe_tower(rice_tower.config), 56, 32)
     maps = pyramid(torch.randn(2, 3, 64, 64))
-    assert [tuple(level.shape) for level in maps.values()] == [(2, 32, 16, 16), (2, 32, 8, 8), (2, 32, 4, 4)]
-    assert pyramid.strides == (4, 8, 16)
+    assert [tuple(level.shape) for level in maps.values()] == [(2, 32, side, side) for side in (32, 16, 8, 4, 2)]
     assert not any(name.startswith("_tower") for name, _ in pyramid.named_parameters())
+
+
+def test_points_lie_in_the_middle_of_places_also_of_broken_strides():
+    """A patch of 14 px: levels of 3.5 px and 28 px on two images of 56 x 28."""
+    batch = ImageList(torch.zeros(2, 3, 28, 56), [(28, 56)] * 2)
+    found = Places(2)(batch, [torch.zeros(2, 1, 8, 16), torch.zeros(2, 1, 1, 2)])
+    assert len(found) == 2 and torch.equal(found[0], found[1]) and found[0].shape == (8 * 16 + 2, 4)
+    assert found[0][[0, 1, 16]].tolist() == [[0, 0, 3.5, 3.5], [3.5, 0, 7, 3.5], [0, 3.5, 3.5, 7]]
+    assert found[0][-2:].tolist() == [[0, 0, 28, 28], [28, 0, 56, 28]]
 
 
 def test_the_truth_is_found_and_crowds_count_neither_way(caches, classes):

@@ -1,5 +1,7 @@
 """Regions and images against texts, with towers that have them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,18 @@ from regiontower.eval.probe.labels import object_labels
 from regiontower.eval.probe.reading import read_by_tokens, text_centres
 from regiontower.eval.probe.regions import ProbeRegions, labelled_regions, reader
 from regiontower.eval.probe.text_side import TextSide, open_with_texts
-from regiontower.eval.probe.zero_shot import image_retrieval, located, region_retrieval, zero_shot_classes
+from regiontower.eval.probe.zero_shot import (
+    image_classes,
+    image_retrieval,
+    located,
+    region_retrieval,
+    zero_shot_classes,
+)
 from regiontower.train_stages.clip_objective import ClipConfig, ClipObjective
 from regiontower.train_stages.conversations import region_words
 from regiontower.train_stages.pretrain_heads import save_text_side
 from regiontower.train_stages.region_labels import ObjectClasses
-from regiontower.vision_towers import UserError, describe_tower, tower_image_processor
+from regiontower.vision_towers import TowerSpec, UserError, describe_tower, tower_image_processor
 
 NAMES = ["red square", "green square", "blue square"]
 
@@ -114,6 +122,33 @@ def test_image_retrieval_is_what_a_slow_search_finds(clip_folder, cache):
     assert found["image_to_text_r1"] == share(np.array(right), np.arange(9))
     back = [captions[column.argmax()] == text for column, text in zip(cosine.T, distinct, strict=True)]
     assert found["text_to_image_r1"].value == pytest.approx(np.mean(back))
+
+
+def test_images_are_classified_by_their_tags(cache):
+    """A space in which an image is the colour of its number, and a text is its own axis."""
+    colours = ("red", "green", "blue")
+    said = [["red"], ["green", "much"], ["red"], [], ["green"], ["a", "blue"]]
+    records = [r.model_copy(update={"tags": tags}) for r, tags in zip(cache.records[:6], said, strict=True)]
+    part, spec = (
+        replace(cache, records=records, pixels=cache.pixels[:6]),
+        TowerSpec(1, 1, 8, 56, 0, -1, "learned", False, "none", (0.0,) * 3, (1.0,) * 3),
+    )
+    first = iter(range(6))
+
+    def images(pixels):
+        return torch.eye(3)[[(0, 1, 2, 1, 2)[next(first)] for _ in pixels]]  # of the five with tags: red, green, ...
+
+    side = TextSide(
+        texts=lambda asked: torch.tensor([[float(text == color) for color in colours] for text in asked]) + 1e-3,
+        images=images,
+        regions={},
+    )
+    found = image_classes(part, side, spec, torch.device("cpu"))
+    assert found["image_zero_shot_top1"].n == 5
+    # red and green are right, the third (red, seen as blue) is wrong, the fourth (green) right, the last blue.
+    assert found["image_zero_shot_top1"].value == pytest.approx(4 / 5)
+    assert found["image_zero_shot_top5"].value == 1  # five tags in all
+    assert image_classes(cache, side, spec, torch.device("cpu")) == {}
 
 
 @torch.inference_mode()
