@@ -1,0 +1,76 @@
+"""Tables cut over processes: their own clipping, and checkpoints that any number of processes takes up."""
+
+import pytest
+import torch
+from torch import nn
+
+from regiontower.train_stages.class_shard import ClassShard
+from regiontower.train_stages.engine.shards import clip_shards, load_shards, save_shards, whole_table
+
+CLASSES, WIDTH, STEPS, MAX_NORM = 7, 3, 4, 0.5
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sparse_adam": torch.optim.SparseAdam}
+
+
+class Table(nn.Module):
+    """This process's rows of a table, and a parameter that all have."""
+
+    def __init__(self):
+        super().__init__()
+        shard = ClassShard.mine(CLASSES)
+        self.class_shards = {"centres": shard}
+        whole = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+        self.centres = nn.Parameter(whole[shard.first : shard.first + shard.size].clone())
+        self.shared = nn.Parameter(torch.ones(WIDTH))
+
+
+def gradient_of(step, shard, sparse):
+    """Of five rows of the table, one of them twice; this process's part."""
+    generator = torch.Generator().manual_seed(step)
+    classes, values = torch.randint(CLASSES, (5,), generator=generator), torch.randn(5, WIDTH, generator=generator)
+    classes[-1] = classes[0]
+    rows, here = shard.local(classes)
+    found = torch.sparse_coo_tensor(rows[here][None], values[here], (shard.size, WIDTH))
+    return found if sparse else found.to_dense()
+
+
+def work(rank, optimizer, folder, first, last):
+    """Steps `first` to `last`, from a checkpoint and into one; the table, and each step's norm after clipping."""
+    model = Table()
+    shard = model.class_shards["centres"]
+    made = OPTIMIZERS[optimizer]([model.centres], lr=0.1)
+    if first:
+        load_shards(folder / str(first), model, made)
+    norms = []
+    for step in range(first, last):
+        model.centres.grad = gradient_of(step, shard, optimizer == "sparse_adam")
+        model.shared.grad = torch.full((WIDTH,), 1e6)  # of no weight here
+        clip_shards(model, MAX_NORM)
+        assert (model.shared.grad == 1e6).all()
+        whole = whole_table(model.centres.grad.to_dense(), shard)
+        norms.append(float(whole.norm()))
+        made.step()
+    save_shards(folder / str(last), model, made)
+    return whole_table(model.centres, shard), torch.tensor(norms)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_other_numbers_of_processes_go_on_with_weights_and_moments(in_processes, tmp_path, optimizer):
+    (tmp_path / "one").mkdir()
+    wanted, norms = work(0, optimizer, tmp_path / "one", 0, STEPS)
+    torch.testing.assert_close(norms, torch.full((STEPS,), MAX_NORM))  # each was larger
+    for before, after in ((2, 3), (3, 1), (1, 2)):
+        folder = tmp_path / f"{before}-{after}"
+        folder.mkdir()
+        for count, first, last in ((before, 0, 2), (after, 2, STEPS)):
+            arguments = (optimizer, folder, first, last)
+            found = [work(0, *arguments)] if count == 1 else in_processes(count, work, *arguments)
+        for table, seen in found:
+            torch.testing.assert_close(table, wanted)
+            torch.testing.assert_close(seen, norms[2:])
+
+
+def test_a_small_gradient_is_left_alone():
+    model = Table()
+    model.centres.grad = torch.full((CLASSES, WIDTH), 1e-3)
+    clip_shards(model, MAX_NORM)
+    assert (model.centres.grad == 1e-3).all()
