@@ -1,6 +1,6 @@
 """Images a second of every label engine: one process and two, on Ray, and how it grows with the number of images.
 
-    regiontower bench label [--images FOLDER] [--limit 24] [--engines rice-ocr rice-objects vesl granular] --json
+    regiontower bench label [--images FOLDER] [--limit 20] [--engines rice-ocr rice-objects vesl granular] --json
 
 `rice-ocr` reads with rapidocr's own weights. The others run ViTs of real size with random weights, on which time does
 not depend, and the packaged captioner: `rice-objects` proposes segments and clusters crops of the best 8; `vesl`
@@ -11,7 +11,7 @@ beside the sizes of all models. ViTs are S/16; `--width 768` makes them B/16.
 Without --images, scenes are generated. An engine is run once each way, `--repeats` times, and the medians are given.
 `images_per_second` is a whole run's, with the start of processes and models; `labelling_per_second` is the pace after
 every process has finished its first shard; `start_seconds` is what is left of the time until then. Growth: one process
-on a quarter, half, and all of the images, without the start.
+on about a quarter, half, and all of the images, without the start.
 """
 
 import argparse
@@ -104,7 +104,7 @@ class Timing:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of images; generated scenes when absent")
-    parser.add_argument("--limit", type=int, default=24, help="the first so many, in fours; at least 12")
+    parser.add_argument("--limit", type=int, default=20, help="the first so many, in fours; at least 12")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--width", type=int, choices=(384, 768), default=384, help="of the random ViTs: S or B")

@@ -17,23 +17,14 @@ from regiontower.train_stages.webdataset import IMAGE_SUFFIXES
 from regiontower.vision_towers import load_tower
 
 
-@pytest.fixture
-def pictures(tmp_path, noise_image):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(5):
-        noise_image(8, 6, number).resize((160, 120), Image.Resampling.NEAREST).save(folder / f"{number}.png")
-    (folder / "notes.txt").write_text("no picture")
-    return folder
-
-
-def test_every_engine_runs_as_it_is_measured(pictures, tmp_path):
+def test_every_engine_runs_as_it_is_measured(tmp_path):
     """No picture is left unseen; and captions have phrases, or the detector of vesl would have nothing to do."""
     for module in ("faiss", "textblob", "rapidocr", "onnxruntime"):
         pytest.importorskip(module)
-    images = bench.take(pictures, tmp_path / "images", 5)
-    assert [path.name for path in images] == [f"0000{number}.png" for number in range(4)]  # they fill a shard
-    sizes = bench.Sizes(width=32, layers=1, heads=2, detector=64, new_tokens=2)
+    bench.write_scenes(tmp_path / "scenes", 5, seed=0)
+    images = bench.take(tmp_path / "scenes" / "images", tmp_path / "images", 5)
+    assert [path.stem for path in images] == [f"0000{number}" for number in range(4)]  # they fill a shard
+    sizes = bench.Sizes(width=32, layers=1, heads=2, detector=64, new_tokens=12)
     runs = bench.engine_runs(tmp_path / "models", bench.ENGINES, sizes)
     assert list(runs) == list(bench.ENGINES)
     options = bench.RunConfig(per_shard=2, device="cpu", progress=False)
