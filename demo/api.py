@@ -23,6 +23,9 @@ from .handlers import problem
 from .pictures import data_url
 from .saved_page import saved_page
 
+# Of events that decode a picture, which takes much memory for a moment; the page's and the API's wait for each other.
+OPENING: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "picture"}
+
 
 class MarkFields(TypedDict):
     """A box or a point; one of `box_xyxy` and `point_xy`, in pixels of the picture."""
@@ -149,7 +152,8 @@ def add_api(engine: Engine) -> None:
         engine.sessions.close(session)
 
     working: dict[str, Any] = {"concurrency_limit": engine.limits.at_once, "concurrency_id": "model"}
-    for function in (models, open_picture, restart, page, close):
+    gr.api(_told(open_picture), api_name="open_picture", **OPENING)  # pyright: ignore[reportPrivateImportUsage]
+    for function in (models, restart, page, close):
         gr.api(_told(function), api_name=function.__name__)  # pyright: ignore[reportPrivateImportUsage]
     for function in (ask, ask_stream, similarity, tokens):
         gr.api(_told(function), api_name=function.__name__, **working)  # pyright: ignore[reportPrivateImportUsage]

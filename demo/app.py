@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from ..mllm.prompts import LIST_ALL
-from .api import add_api
+from .api import OPENING, add_api
 from .engine import Engine
-from .examples import Example, photo_examples, scene_examples
+from .examples import photo_examples, scene_examples
 from .handlers import Handlers
 from .layout import (
     ModelParts,
@@ -23,6 +23,7 @@ from .layout import (
     view_tabs,
 )
 from .limits import Limits
+from .picker import PICTURE_OVER
 
 TITLE = "regiontower: draw a box, ask, see boxes back"
 HEADING = (
@@ -43,16 +44,22 @@ FIND = """() => {
   setTimeout(() => document.querySelector("#rt-question textarea")?.focus(), 100);
   return "Find the ";
 }"""
-# Seconds between sweeps, and the age at which an uploaded file goes. Not at once: the browser shows it for a moment,
-# and two users with one photo have one file.
+# The button tells who waits in the queue; it comes back when the question's event is over, well or not, because a click
+# before that would be lost.
+WAITING = '() => ({ __type__: "update", value: "Waiting ...", interactive: false })'
+ASK_AGAIN = """() => {
+  const update = (props) => ({ __type__: "update", ...props }), menu = update({ interactive: true });
+  return [update({ value: "Ask", interactive: true, visible: true }), update({ visible: false }), menu, menu];
+}"""
+# Seconds between sweeps, and the age at which an uploaded file goes. Not at once: users with one photo share one file.
 KEPT_UPLOADS = (60, 300)
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-def build_app(engine: Engine, examples: list[Example] | None = None) -> gr.Blocks:
-    """The demo of an engine's models; `serve.launch` opens it. Examples are drawn here when none are given."""
-    examples = [*scene_examples(), *photo_examples()] if examples is None else examples
-    handlers = Handlers(engine, examples)
+def build_app(engine: Engine, uploads: Path) -> gr.Blocks:
+    """The demo of an engine's models; `serve.launch` opens it. `uploads` is the folder that uploads come into."""
+    examples = [*scene_examples(), *photo_examples()]
+    handlers = Handlers(engine, examples, uploads)
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=KEPT_UPLOADS) as app:
         add_api(engine)  # first, or the page's own events would take its endpoints' names
         # Gone an hour after its page is closed: Gradio waits that long for the page to come back.
@@ -61,7 +68,7 @@ def build_app(engine: Engine, examples: list[Example] | None = None) -> gr.Block
         notice = gr.HTML("", elem_id="rt-notice")
         with gr.Row(elem_id="rt-main"):
             with gr.Column(scale=1, min_width=320):
-                picture = picture_column(examples)
+                picture = picture_column(examples, engine.limits)
             with gr.Column(scale=1, min_width=320):
                 models = model_rows(engine.models)
                 asking = question_rows(engine.limits)
@@ -83,15 +90,14 @@ def _opening(
     views: ViewParts,
 ) -> None:
     """A picture comes, of the user's or of the examples."""
-    opened = [picture.upload, token, picture.stage, models.chat_a, models.chat_b, asking.question, asking.offers]
+    opened = [token, picture.stage, models.chat_a, models.chat_b, asking.question, asking.offers]
     opened += [picture.source, views.heat_panel, views.pca_panel, notice]
-    coming: Any = {"concurrency_limit": 4, **HIDDEN}
-    picture.upload.change(handlers.open_upload, [picture.upload, token], opened, preprocess=False, **coming)
-
-    def choose(event: gr.SelectData, current: str) -> list[Any]:
-        return handlers.open_example(int(event.index), current)
-
-    picture.examples.select(choose, token, opened, **coming)
+    # The picker sends the next choice when this one is over, so "multiple" never runs two at once.
+    choice = picture.picker.upload(
+        handlers.open, [picture.picker, token], opened, trigger_mode="multiple", **OPENING, **HIDDEN
+    )
+    for over in (choice.success, choice.failure):
+        over(None, None, None, js=PICTURE_OVER, **HIDDEN)
     # An offer is let go at once, so that it can be taken again.
     taken = [asking.question, asking.offers]
     asking.offers.input(lambda text: (text or "", None), asking.offers, taken, queue=False, **HIDDEN)
@@ -108,14 +114,18 @@ def _talking(
 ) -> None:
     """Questions, answers, and what is done with a conversation."""
     chats, menus = [models.chat_a, models.chat_b], [models.model, models.other]
-    gr.on(
-        [asking.send.click, asking.question.submit],
+    asked, buttons = [asking.send.click, asking.question.submit], [asking.send, asking.stop, *menus]
+    gr.on(asked, None, None, asking.send, js=WAITING, **HIDDEN)  # before the next, which it would else wait for
+    question = gr.on(
+        asked,
         handlers.ask,
         [token, asking.question, picture.stage, *menus, asking.region_prompt, asking.longest],
-        [*chats, picture.stage, asking.question, asking.send, asking.stop, notice],
+        [*chats, picture.stage, asking.question, *buttons, notice],
         trigger_mode="once",
         **_working(limits),
     )
+    for over in (question.success, question.failure):
+        over(None, None, buttons, js=ASK_AGAIN, **HIDDEN)
     asking.stop.click(handlers.stop, token, None, queue=False, **HIDDEN)
     asking.find.click(None, None, asking.question, js=FIND, **HIDDEN)
     asking.everything.click(None, None, asking.question, js=f"() => {LIST_ALL!r}", **HIDDEN)

@@ -25,6 +25,7 @@ from .pictures import data_url
 from .saved_page import saved_page
 from .sessions import Session
 from .stage import NOTHING_DRAWN
+from .uploads import check_size, short_name
 
 log = logging.getLogger(__name__)
 BROKEN = "Something went wrong on the server; its log says what. The page goes on."
@@ -46,34 +47,19 @@ def problem(error: Exception) -> str:
 
 
 class Handlers:
-    """Functions of the page's events; `None` among a result's updates means "as it was"."""
+    """Functions of the page's events."""
 
-    def __init__(self, engine: Engine, examples: list[Example]):
-        self.engine, self.examples = engine, examples
+    def __init__(self, engine: Engine, examples: list[Example], uploads: Path):
+        self.engine, self.examples, self.uploads = engine, examples, uploads.resolve()
 
-    def open_upload(self, upload: dict[str, Any] | None, token: str) -> list[Any]:
-        """A picture was uploaded, pasted or photographed: the file as it came, inside the upload folder. Returns
-        updates of what `_opened` updates."""
-        if upload is None or not upload.get("path"):
-            return [gr.skip()] * OPENED_PARTS
-        path = Path(upload["path"])
-        name = upload.get("orig_name") or path.name
+    def open(self, choice: Any, token: str) -> list[Any]:
+        """A picture was chosen (`picture_picker` says how). Returns updates of what `_opened` updates."""
         try:
-            session, note = self.engine.open_bytes(path.read_bytes(), name)
+            session, example, note = self._open(choice)
         except Exception as error:
-            return [None, *[gr.skip()] * (OPENED_PARTS - 2), notice_html(problem(error))]
+            return [*[gr.skip()] * (OPENED_PARTS - 1), notice_html(problem(error))]
         self.engine.sessions.close(token)
-        return self._opened(session, (), "", note)
-
-    def open_example(self, index: int, token: str) -> list[Any]:
-        """An example was chosen. Returns updates of what `_opened` updates."""
-        example = self.examples[index]
-        try:
-            session = self.engine.open_image(example.image)
-        except Exception as error:
-            return [gr.skip()] * (OPENED_PARTS - 1) + [notice_html(problem(error))]
-        self.engine.sessions.close(token)
-        return self._opened(session, example.marks, example.questions[0], "", example.questions)
+        return self._opened(session, example, note)
 
     def ask(
         self,
@@ -85,13 +71,18 @@ class Handlers:
         region_prompt: str,
         max_new_tokens: float,
     ) -> Iterator[list[Any]]:
-        """A question was sent. Yields updates of: both conversations, stage, question, send, stop, notice."""
+        """A question was sent. Yields updates of: both conversations, stage, question, send, stop, both menus, notice.
+
+        Another model's conversation cannot be chosen while one answers: what comes would stand under its name.
+        """
         names = self._names(model, other)
         drawn = drawn or NOTHING_DRAWN
         text = notice_html("")
-        yield [gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.Button(visible=False), gr.Button(visible=True), text]
+        menu, as_it_was = gr.update(interactive=False), [gr.skip()] * 4
+        yield [*as_it_was, gr.update(visible=False), gr.update(visible=True), menu, menu, text]
         asked = False
         try:
+            session = self._session(token, drawn)
             steps = self.engine.ask(
                 token,
                 names,
@@ -102,15 +93,21 @@ class Handlers:
                 max_new_tokens=int(max_new_tokens),
             )
             for _ in steps:
-                pages = self._pages(token, names)
+                if token not in self.engine.sessions:
+                    continue  # closing it has stopped the answer
                 # The question leaves its box once it stands in the conversation.
-                yield [*pages, gr.skip(), gr.skip() if asked else "", gr.skip(), gr.skip(), gr.skip()]
+                cleared = gr.skip() if asked else ""
+                yield [*self._pages(session, names), gr.skip(), cleared, *as_it_was, gr.skip()]
                 asked = True
         except Exception as error:
             text = notice_html(problem(error))
-        pages, shown = (self._pages(token, names), self._outlines(token, names)) if asked else ([gr.skip()] * 2, None)
-        stage = gr.update(outlines=shown) if shown is not None else gr.skip()
-        yield [*pages, stage, gr.skip(), gr.Button(visible=True), gr.Button(visible=False), text]
+        if not asked:
+            yield [*as_it_was, *as_it_was, text]
+        elif token in self.engine.sessions:
+            stage = gr.update(outlines=self._outlines(session, names))
+            yield [*self._pages(session, names), stage, gr.skip(), *as_it_was, text]
+        else:  # another picture was opened meanwhile, and nothing has been said of it yet
+            yield [EMPTY, EMPTY, gr.update(outlines={}), gr.skip(), *as_it_was, gr.skip()]
 
     def stop(self, token: str) -> None:
         """Stop was pressed."""
@@ -133,7 +130,8 @@ class Handlers:
         titles = [gr.update(value=title_html(self.engine.sessions.model(name))) for name in names]
         second = gr.update(visible=len(names) > 1)
         try:
-            pages, stage = self._pages(token, names), gr.update(outlines=self._outlines(token, names))
+            session = self.engine.sessions.get(token)
+            pages, stage = self._pages(session, names), gr.update(outlines=self._outlines(session, names))
         except UserError:  # no picture yet
             pages, stage = [gr.skip()] * 2, gr.skip()
         return [*pages, *titles, *[gr.skip()] * (2 - len(titles)), second, stage]
@@ -142,11 +140,16 @@ class Handlers:
         """Heat-maps of the selected mark. Updates of: the panel, notice."""
         drawn = drawn or NOTHING_DRAWN
         marks, number = drawn.get("marks"), drawn.get("selected")
-        return self._panel(lambda name: self.engine.similarity(token, name, marks, number), model, other)
+
+        def draw(name: str) -> Image.Image:
+            self._session(token, drawn)
+            return self.engine.similarity(token, name, marks, number)
+
+        return self._panel(token, draw, model, other)
 
     def tokens(self, token: str, model: str, other: str | None) -> list[Any]:
         """Tokens as colours. Updates of: the panel, notice."""
-        return self._panel(lambda name: self.engine.tokens(token, name), model, other)
+        return self._panel(token, lambda name: self.engine.tokens(token, name), model, other)
 
     def save(self, token: str) -> list[Any]:
         """The conversation as a page. Updates of: the page's text, notice."""
@@ -157,11 +160,39 @@ class Handlers:
         except Exception as error:
             return ["", notice_html(problem(error))]
 
-    def _opened(
-        self, session: Session, marks: tuple[Mark, ...], question: str, note: str, questions: tuple[str, ...] = ()
-    ) -> list[Any]:
+    def _open(self, choice: Any) -> tuple[Session, Example | None, str]:
+        """The session about a choice, which example it is, and a remark about its file. A choice may hold anything."""
+        if not isinstance(choice, dict):
+            raise UserError("choose a picture first.")
+        if "example" in choice:
+            index = choice["example"]
+            if type(index) is not int or not 0 <= index < len(self.examples):
+                raise UserError("there is no such example.")
+            example = self.examples[index]
+            return self.engine.open_image(example.image), example, ""
+        name, path, size = (choice.get(key) for key in ("name", "path", "size"))
+        name = short_name(name if isinstance(name, str) else "")
+        if not path and type(size) is int:
+            check_size(size, name, self.engine.limits)
+        session, note = self.engine.open_bytes(self._uploaded(path, name), name)
+        return session, None, note
+
+    def _uploaded(self, path: Any, name: str) -> bytes:
+        """The bytes of an upload; of files in the upload folder alone, whatever the page sends."""
+        try:
+            file = Path(path).resolve()
+            if path and file.is_relative_to(self.uploads) and file.is_file():
+                return file.read_bytes()
+        except (TypeError, ValueError, OSError):  # not a path at all
+            pass
+        raise UserError(f"{name} did not arrive; choose it again.")
+
+    def _opened(self, session: Session, example: Example | None, note: str) -> list[Any]:
+        """Updates of: token, stage, both conversations, question, offers, the picker's fold, both views, notice."""
         width, height = session.image.size
+        marks, questions = (example.marks, example.questions) if example else ((), ())
         value = {
+            "picture": session.picture,
             "marks": [mark_row(mark) for mark in marks],
             "selected": marks[0].number if marks else None,
             "next": max((mark.number for mark in marks), default=0) + 1,
@@ -170,32 +201,39 @@ class Handlers:
         offers = gr.update(choices=list(questions), value=None, visible=bool(questions))
         remark = notice_html(note, "note")
         closed = gr.update(open=False)
-        return [None, session.token, stage, EMPTY, EMPTY, question, offers, closed, "", "", remark]
+        return [session.token, stage, EMPTY, EMPTY, questions[0] if questions else "", offers, closed, "", "", remark]
+
+    def _session(self, token: str, drawn: dict[str, Any]) -> Session:
+        """The session, whose picture must be the one that was drawn on when the event was sent: it may have waited."""
+        session = self.engine.sessions.get(token)
+        if drawn.get("picture") != session.picture:
+            raise UserError("another picture was opened before this one's turn came; ask again.")
+        return session
 
     def _names(self, model: str, other: str | None) -> list[str]:
         """The models of the page's two menus; the second may name none, or the same again."""
         return [model, *([other] if other and other in self.engine.sessions.models and other != model else [])]
 
-    def _pages(self, token: str, names: list[str]) -> list[Any]:
-        session = self.engine.sessions.get(token)
+    def _pages(self, session: Session, names: list[str]) -> list[Any]:
         pages: list[Any] = [
             conversation_html(session.conversations[name].turns, slot) for name, slot in zip(names, SLOTS, strict=False)
         ]
         return [*pages, *[gr.skip()] * (2 - len(pages))]
 
-    def _outlines(self, token: str, names: list[str]) -> dict[str, list[dict]]:
-        session = self.engine.sessions.get(token)
+    def _outlines(self, session: Session, names: list[str]) -> dict[str, list[dict]]:
         return {slot: outlines(session.conversations[n].turns, slot) for n, slot in zip(names, SLOTS, strict=False)}
 
-    def _panel(self, draw: Callable[[str], Image.Image], model: str, other: str | None) -> list[Any]:
+    def _panel(self, token: str, draw: Callable[[str], Image.Image], model: str, other: str | None) -> list[Any]:
         names = self._names(model, other)
         try:
-            return [f'<div class="rt-panel">{"".join(figure_html(draw(name), name) for name in names)}</div>', ""]
+            figures = "".join(figure_html(draw(name), name) for name in names)
+            kept = token in self.engine.sessions  # or another picture was opened meanwhile
+            return [f'<div class="rt-panel">{figures}</div>' if kept else gr.skip(), ""]
         except Exception as error:
             return [gr.skip(), notice_html(problem(error))]
 
 
-OPENED_PARTS = 11  # what `_opened` updates
+OPENED_PARTS = 10  # what `_opened` updates
 
 
 def mark_row(mark: Mark) -> dict[str, Any]:

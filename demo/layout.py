@@ -13,7 +13,8 @@ from .examples import Example
 from .handlers import title_html
 from .limits import Limits
 from .models import DemoModel
-from .stage import picture_input, picture_stage
+from .picker import picture_picker
+from .stage import picture_stage
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,7 @@ class PictureParts:
     """Where a picture comes from, and the picture."""
 
     source: gr.Accordion
-    upload: gr.Image
-    examples: gr.Gallery
+    picker: gr.HTML
     stage: gr.HTML
 
 
@@ -66,20 +66,11 @@ class ViewParts:
     pca_panel: gr.HTML
 
 
-def picture_column(examples: Sequence[Example]) -> PictureParts:
+def picture_column(examples: Sequence[Example], limits: Limits) -> PictureParts:
     """Left, and first on a phone."""
     with gr.Accordion("Picture: upload, paste, webcam or an example", open=True, elem_id="rt-source") as source:
-        upload = picture_input("rt-upload", height=200)
-        gallery = gr.Gallery(
-            [(example.image, example.title) for example in examples],
-            columns=5,
-            height="auto",
-            allow_preview=False,
-            show_label=False,
-            buttons=[],
-            elem_id="rt-examples",
-        )
-    return PictureParts(source, upload, gallery, picture_stage("rt-stage"))
+        picker = picture_picker("rt-picker", examples, limits)
+    return PictureParts(source, picker, picture_stage("rt-stage"))
 
 
 def model_rows(models: Sequence[DemoModel]) -> ModelParts:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,45 +66,52 @@ def launch(
     """
     # Before Gradio is imported: it reads these once, and would write into a folder that all users of a machine share.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    files = tempfile.mkdtemp(prefix="regiontower-demo-")
-    os.environ["GRADIO_TEMP_DIR"] = files
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise UserError('the demo needs Gradio: pip install "regiontower[demo]".') from error
-    from .app import CSS, build_app
+    files = Path(tempfile.mkdtemp(prefix="regiontower-demo-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(files)
+    with ExitStack() as undo:  # whatever goes wrong, Ctrl+C while models are opened too
+        undo.callback(shutil.rmtree, files, ignore_errors=True)
+        try:
+            import gradio as gr
+        except ImportError as error:
+            raise UserError('the demo needs Gradio: pip install "regiontower[demo]".') from error
+        from starlette.middleware import Middleware
 
-    limits = limits or Limits()
-    engine = Engine(load_models(sources, device=device, dtype=dtype), limits)
-    app = build_app(engine)
-    try:
-        _, url, share_url = app.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            auth=list(auth) or None,
-            inbrowser=open_browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=False,  # a bug's message may hold paths; users' mistakes are shown all the same
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=["api", "settings"],
-            allowed_paths=[],
-            max_file_size=limits.file_bytes,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            _frontend=False,  # nothing but a self-test, which gives a slow machine three seconds to answer
-            css=CSS,
-            # No font that a browser would have to fetch from elsewhere, and no colour that boxes have.
-            theme=gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
-                primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-            ),
-        )
-    except OSError as error:
-        raise UserError(f"the demo cannot listen on {host}, port {port or '7860 and up'}: {error}.") from error
-    return Server(app, engine, url, share_url, Path(files))
+        from .app import CSS, build_app
+        from .guard import guard
+
+        limits = limits or Limits()
+        engine = Engine(load_models(sources, device=device, dtype=dtype), limits)
+        app = build_app(engine, files)
+        try:
+            _, url, share_url = app.launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                auth=list(auth) or None,
+                inbrowser=open_browser,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=False,  # a bug's message may hold paths; users' mistakes are shown all the same
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=["api", "settings"],
+                allowed_paths=[],
+                max_file_size=limits.file_bytes,
+                app_kwargs={"middleware": [Middleware(guard, limits=limits)]},
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                _frontend=False,  # nothing but a self-test, which gives a slow machine three seconds to answer
+                css=CSS,
+                # No font that a browser would have to fetch from elsewhere, and no colour that boxes have.
+                theme=gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
+                    primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+                ),
+            )
+        except OSError as error:
+            raise UserError(f"the demo cannot listen on {host}, port {port or '7860 and up'}: {error}.") from error
+        undo.pop_all()
+        return Server(app, engine, url, share_url, files)
 
 
 def warning(host: str, share: bool, auth: Sequence[tuple[str, str]]) -> str:

@@ -24,12 +24,14 @@ class Session:
     """One user's picture and its conversations, one a model. Known only to whoever holds the token.
 
     Attributes:
+        picture: tells its picture from others, and is no secret.
         stop: set to end the answers that are being written.
     """
 
     token: str
     image: Image.Image
     conversations: dict[str, Conversation]
+    picture: str = field(default_factory=lambda: secrets.token_hex(8))
     stop: threading.Event = field(default_factory=threading.Event)
     used: float = field(default_factory=time.monotonic)
     _busy: threading.Lock = field(default_factory=threading.Lock)
@@ -106,6 +108,10 @@ class Sessions:
         if name not in self.models:
             raise UserError(f"there is no model {name!r} here; choose among {', '.join(self.models)}.")
         return self.models[name]
+
+    def __contains__(self, token: str | None) -> bool:
+        with self._lock:
+            return (token or "") in self._sessions
 
     def __len__(self) -> int:
         return len(self._sessions)

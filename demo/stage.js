@@ -1,5 +1,5 @@
-// The picture with what the user draws on it and what answers point at. `props.value` is {marks, selected, next}; boxes
-// and points are in pixels of the picture, whatever its size on the screen.
+// The picture with what the user draws on it and what answers point at. `props.value` is {picture, marks, selected,
+// next}; boxes and points are in pixels of the picture, whatever its size on the screen.
 const stage = element.querySelector(".rt-stage");
 const svg = stage.querySelector("svg");
 const image = stage.querySelector(".rt-image");
@@ -40,7 +40,7 @@ function read() {
 }
 
 function commit() {
-  props.value = { marks: marks.map((mark) => ({ ...mark })), selected, next };
+  props.value = { picture: props.value?.picture, marks: marks.map((mark) => ({ ...mark })), selected, next };
   draw();
   trigger("input");
 }
@@ -303,18 +303,6 @@ document.addEventListener("click", (event) => {
   const ids = words.dataset.boxes.split(" ");
   pinned = ids.join() === pinned.join() ? [] : ids;
   light(pinned);
-});
-
-// A picture pasted anywhere on the page goes the way of an uploaded one.
-document.addEventListener("paste", (event) => {
-  const file = [...(event.clipboardData?.files || [])].find(({ type }) => type.startsWith("image/"));
-  const input = document.querySelector("#rt-upload input[type=file]");
-  if (!file || !input) return;
-  event.preventDefault();
-  const files = new DataTransfer();
-  files.items.add(file);
-  input.files = files.files;
-  input.dispatchEvent(new Event("change", { bubbles: true }));
 });
 
 new ResizeObserver(() => { draw(); drawOutlines(); }).observe(svg);

@@ -13,11 +13,12 @@ from typing import Any
 import gradio as gr
 
 FOLDER = Path(__file__).parent
-NOTHING_DRAWN: dict[str, Any] = {"marks": [], "selected": None, "next": 1}
+NOTHING_DRAWN: dict[str, Any] = {"picture": "", "marks": [], "selected": None, "next": 1}
 
 
 def picture_stage(elem_id: str) -> gr.HTML:
-    """Its value is `{"marks": [...], "selected": number or None, "next": number}`, marks as `read_marks` takes them.
+    """Its value is `{"picture": which one, "marks": [...], "selected": number or None, "next": number}`, marks as
+    `read_marks` takes them.
 
     Props an event can change: `picture` (a data address, "" = none), `width` and `height` of the picture in its own
     pixels, and `outlines`, for each conversation (by its letter) what `answer_html.outlines` says.
@@ -32,16 +33,5 @@ def picture_stage(elem_id: str) -> gr.HTML:
         css_template=(FOLDER / "stage.css").read_text(encoding="utf-8"),
         js_on_load=(FOLDER / "stage.js").read_text(encoding="utf-8"),
         apply_default_css=False,
-        elem_id=elem_id,
-    )
-
-
-def picture_input(elem_id: str, height: int) -> gr.Image:
-    """Upload, webcam and clipboard. Its events take `preprocess=False`: Gradio would decode the file."""
-    return gr.Image(
-        sources=["upload", "webcam", "clipboard"],
-        show_label=False,
-        height=height,
-        buttons=[],
         elem_id=elem_id,
     )

@@ -50,14 +50,15 @@ def read_picture(data: bytes, name: str, limits: Limits) -> Upload:
         UserError: empty, too many bytes or pixels, no picture, a kind that is not read here, or damaged.
     """
     name = short_name(name)
-    if not data:
-        raise UserError(f"{name} is empty (0 bytes). {_ADVICE}")
-    if len(data) > limits.file_bytes:
-        raise UserError(
-            f"{name} has {len(data) / 2**20:.1f} MB; the limit is {limits.file_bytes / 2**20:.0f} MB. Make it smaller."
-        )
+    check_size(len(data), name, limits)
     _refuse_other_kinds(data, name)
-    image = open_image(name, limits.pixels, data)
+    try:
+        image = open_image(name, limits.pixels, data)
+    except UserError as error:
+        if isinstance(error.__context__, Image.DecompressionBombError):  # Pillow's sentence is for programmers
+            most = f"the limit is {limits.pixels / 1e6:.0f} megapixels"
+            raise UserError(f"{name} has far more pixels than are opened here; {most}. Make it smaller.") from None
+        raise
     if min(image.size) < MIN_SIDE:
         raise UserError(
             f"{name} is {image.width} x {image.height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed."
@@ -65,6 +66,21 @@ def read_picture(data: bytes, name: str, limits: Limits) -> Upload:
     small = _shrunk(image, limits.kept_pixels)
     shrunk = "" if small is image else f"{name} was made smaller, from {image.width} x {image.height} pixels."
     return Upload(small, " ".join(filter(None, (_wrong_extension(data, name), shrunk))))
+
+
+def check_size(size: int, name: str, limits: Limits) -> None:
+    """Refuse a file by its number of bytes.
+
+    Raises:
+        UserError: empty, or too many.
+    """
+    name = short_name(name)
+    if not size:
+        raise UserError(f"{name} is empty (0 bytes). {_ADVICE}")
+    if size > limits.file_bytes:
+        raise UserError(
+            f"{name} has {size / 2**20:.1f} MB; the limit is {limits.file_bytes / 2**20:.0f} MB. Make it smaller."
+        )
 
 
 def short_name(name: str) -> str:
@@ -83,7 +99,7 @@ def _shrunk(image: Image.Image, pixels: int) -> Image.Image:
 
 def _refuse_other_kinds(data: bytes, name: str) -> None:
     start = data[:512]
-    if _HEIC.match(start):
+    if _HEIC.match(start) and b"avif" not in start[:40]:  # both may begin with the same brand
         raise UserError(
             f"{name} is a HEIC photo, which is not read here: save it as JPEG (most phones can) and try again."
         )

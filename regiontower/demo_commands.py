@@ -1,5 +1,7 @@
 """`regiontower demo`: talk about pictures in a browser."""
 
+import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -31,6 +33,7 @@ def demo(
     from .demo.serve import launch, read_logins, warning
 
     logins = read_logins(auth or [])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # goes the way of Ctrl+C: uploads are deleted
     typer.echo("opening models ...", err=True)
     server = launch(
         models or ["nano"],

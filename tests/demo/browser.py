@@ -1,5 +1,6 @@
 """Headless Chromium for the tests of the page."""
 
+import base64
 import shutil
 from contextlib import contextmanager
 
@@ -7,7 +8,12 @@ import pytest
 
 PHOTO = ("sklearn", "datasets/images/china.jpg")
 LIST = "List everything with boxes."
+PARTLY_ANSWERED = """() => {
+  const answers = document.querySelectorAll("#rt-chat-a .rt-answer"), last = answers[answers.length - 1];
+  return last?.dataset.state === "answering" && last.textContent.replace("▍", "").trim().length > 1;
+}"""
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FILE_INPUT = "#rt-picker input[type=file]"
 TIMEOUT = 90_000  # milliseconds; only for machines that do much else
 
 
@@ -37,7 +43,7 @@ class DemoPage:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self._note(request.url, url))
         self.page.goto(url)
-        self.page.wait_for_selector("#rt-upload input[type=file]", state="attached")
+        self.page.wait_for_selector(".rt-example", state="attached")
         self.page.wait_for_selector(".rt-stage", state="attached")
 
     def _note(self, wanted: str, url: str) -> None:
@@ -45,11 +51,35 @@ class DemoPage:
             self.elsewhere.append(wanted)
 
     def open_file(self, path) -> None:
-        self.page.set_input_files("#rt-upload input[type=file]", path)
+        self.page.set_input_files(FILE_INPUT, path)
         self.wait_for_picture()
 
+    def paste(self, data: bytes) -> None:
+        """Paste a PNG into the page."""
+        self._give(data, "new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true})")
+
+    def drop(self, data: bytes) -> None:
+        """Drop a PNG onto the page."""
+        self._give(data, "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})")
+
+    def _give(self, data: bytes, event: str) -> None:
+        self.page.evaluate(
+            f"""(text) => {{
+              const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)), data = new DataTransfer();
+              data.items.add(new File([bytes], "image.png", {{type: "image/png"}}));
+              document.body.dispatchEvent({event});
+            }}""",
+            base64.b64encode(data).decode(),
+        )
+
+    def wait_for_width(self, width: int) -> None:
+        """Until a picture so wide is shown."""
+        self.page.wait_for_function(
+            "(width) => document.querySelector('.rt-picture').viewBox.baseVal?.width === width", arg=width
+        )
+
     def open_example(self, index: int) -> None:
-        self.page.locator("#rt-examples button.thumbnail-item").nth(index).click()
+        self.page.locator(".rt-example").nth(index).click()
         self.wait_for_picture()
 
     def wait_for_picture(self) -> None:
@@ -122,8 +152,11 @@ class DemoPage:
             arg=[slot, count],
         )
 
-    def notice(self) -> str:
-        self.page.wait_for_selector(".rt-notice")
+    def notice(self, says: str = "") -> str:
+        """The message on the page, once it holds these words."""
+        self.page.wait_for_function(
+            "(says) => document.querySelector('.rt-notice')?.textContent.includes(says)", arg=says
+        )
         return self.page.inner_text(".rt-notice")
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """A demo of two tiny models, and one server of the packaged models for all tests that need a page or the HTTP API."""
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,21 @@ def demo(browser, server):
     yield page
     assert page.errors == [] and page.elsewhere == []
     page.close()
+
+
+@pytest.fixture
+def held_answers(server, monkeypatch):
+    """`held_answers(event)`: the first model's answers wait at their sixth token for it from then on."""
+    model, answering = server.engine.models[0].model, threading.local()
+    forward = model.forward
+
+    def hold(event):
+        def held(input_ids, **options):
+            answering.tokens = 1 if input_ids.shape[1] > 1 else answering.tokens + 1
+            if answering.tokens == 6:
+                assert event.wait(120)
+            return forward(input_ids=input_ids, **options)
+
+        monkeypatch.setattr(model, "forward", held)
+
+    return hold

@@ -17,7 +17,6 @@ from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from regiontower.demo.handlers import OPENED_PARTS
 from regiontower.train_stages.scenes import EVAL_SEED_START, SIGN, generate_scene
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -152,49 +151,75 @@ def test_bad_pictures_get_a_sentence_and_the_server_lives_on(client, data, name,
     assert client.predict(api_name="/models")
 
 
-def test_no_file_of_the_machine_can_be_read(server):
-    for path in ("/etc/passwd", "../../../etc/passwd", f"{server.files}/../x", __file__):
+def send_event(server, row: int | str, data: list, who: str) -> bytes:
+    """What the server says to an event of the page, sent by a program: `row` is the event's number, or its target's."""
+    if isinstance(row, str):
+        config = json.loads(request(f"{server.url}config")[1])
+        row = next(d["id"] for d in config["dependencies"] if d["targets"] and d["targets"][0][1] == row)
+    joined = json.dumps({"data": data, "fn_index": row, "session_hash": who}).encode()
+    status, body = request(f"{server.url}gradio_api/queue/join", joined, **{"Content-Type": "application/json"})
+    return request(f"{server.url}gradio_api/queue/data?session_hash={who}")[1] if status == 200 else body
+
+
+def test_no_file_of_the_machine_can_be_read(server, tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (60, 60), "red").save(secret)
+    for path in ("/etc/passwd", "../../../etc/passwd", f"{server.files}/../x", str(secret), "http://127.0.0.1/x.png"):
         for route in ("file=", "file/"):
             status, body = request(f"{server.url}gradio_api/{route}{path}")
-            assert status >= 400 and b"root:" not in body
-    # The page's own upload event with a path that was never uploaded.
-    config = json.loads(request(f"{server.url}config")[1])
-    event = next(
-        row["id"]
-        for row in config["dependencies"]
-        if len(row["outputs"]) == OPENED_PARTS and len(row["inputs"]) == 2 and row["targets"][0][1] == "change"
-    )
-    for path in ("/etc/passwd", f"{server.files}/../../etc/passwd"):
-        file = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
-        joined = {"data": [file, ""], "fn_index": event, "session_hash": "intruder"}
-        status, body = request(
-            f"{server.url}gradio_api/queue/join", json.dumps(joined).encode(), **{"Content-Type": "application/json"}
-        )
-        if status < 400:
-            status, body = request(f"{server.url}gradio_api/queue/data?session_hash=intruder")
-            assert b'"success":false' in body.replace(b" ", b"")
-        assert b"root:" not in body
+            assert status in (403, 404) and b"root:" not in body and PNG not in body
+    # The page's own event with a file that was never uploaded, plain and as Gradio writes files.
+    before = len(server.engine.sessions)
+    for path in ("/etc/passwd", str(secret), f"{server.files}/../../etc/passwd", "http://127.0.0.1/x.png"):
+        plain = {"path": path, "name": "a.png", "size": 9}
+        assert b"a.png did not arrive" in send_event(server, "upload", [plain, ""], "intruder")
+        body = send_event(server, "upload", [{**plain, "meta": {"_type": "gradio.FileData"}}, ""], "intruder")
+        assert b"takes no file" in body
+    assert len(server.engine.sessions) == before
     assert request(f"{server.url}gradio_api/info")[0] == 200
 
 
-def test_an_uploads_name_cannot_leave_the_upload_folder(server):
+def upload(server, name: str, data: bytes) -> tuple[int, bytes]:
     border = "xyz"
     body = (
-        f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="../../../escaped.png"\r\n'
-        "Content-Type: image/png\r\n\r\nhello\r\n"
-        f"--{border}--\r\n"
+        f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
+        "Content-Type: image/png\r\n\r\n"
     ).encode()
     kind = {"Content-Type": f"multipart/form-data; boundary={border}"}
-    status, answer = request(f"{server.url}gradio_api/upload", body, **kind)
+    return request(f"{server.url}gradio_api/upload", body + data + f"\r\n--{border}--\r\n".encode(), **kind)
+
+
+def test_an_uploads_name_cannot_leave_the_upload_folder(server):
+    status, answer = upload(server, "../../../escaped.png", b"hello")
     assert status == 200
     (path,) = json.loads(answer)
     assert path.startswith(str(server.files)) and ".." not in path and Path(path).is_file()
-    pictures = set(server.files.rglob("*.webp"))  # of the examples
     delete_files_created_by_app(server.app, -1)  # what runs every minute, as if all files were old
     assert server.app.delete_cache[1] <= 300
-    assert not Path(path).exists() and pictures and set(server.files.rglob("*.webp")) == pictures
-    too_large = body.replace(b"hello", b"x" * (server.engine.limits.file_bytes + 1))
-    assert request(f"{server.url}gradio_api/upload", too_large, **kind)[0] == 413
+    assert not Path(path).exists()
+    assert upload(server, "a.png", bytes(server.engine.limits.file_bytes + 1))[0] == 413
+
+
+def test_an_upload_is_not_served_to_anybody(server):
+    """Not even to who knows its path: a drawing or a page with a script would come from the demo's own address."""
+    for name, data in (("a.svg", b"<svg><script>alert(1)</script></svg>"), ("a.png", PNG)):
+        status, answer = upload(server, name, data)
+        (path,) = json.loads(answer)
+        assert status == 200 and Path(path).read_bytes() == data
+        status, body = request(f"{server.url}gradio_api/file={path}")
+        assert status == 403 and data not in body
+
+
+def test_the_pages_events_take_no_token_from_their_sender(server, opened):
+    """A page is known by what the server keeps of it. A program that sends events with a token of its choice gets at no
+    session; the HTTP API is there for programs, and asks for the token."""
+    config = json.loads(request(f"{server.url}config")[1])
+    state = next(c["id"] for c in config["components"] if c["type"] == "state")
+    events = [d for d in config["dependencies"] if d["inputs"] == [state] and d["outputs"]]
+    assert len(events) >= 2  # a new conversation, the saved page
+    for event in events:
+        body = send_event(server, event["id"], [opened["session"]], "stranger")
+        assert b"open a picture first" in body
 
 
 def test_concurrent_sessions_hear_of_their_own_picture_only(server, client):

@@ -3,49 +3,13 @@
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
-import pytest
-import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
-
+from regiontower.mllm import ChatSession
 from regiontower.train_stages.scenes.package_files import package_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from browser import LIST, PHOTO, DemoPage, near, session_of
-
-
-class Held(StoppingCriteria):
-    """Keeps an answer at its sixth token until an event is set."""
-
-    def __init__(self, event: threading.Event):
-        self.event, self.tokens = event, 0
-
-    def __call__(self, input_ids, scores, **kwargs):
-        self.tokens += 1
-        if self.tokens == 6:
-            assert self.event.wait(120)
-        return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
-
-
-@pytest.fixture
-def held_answers(server, monkeypatch):
-    """`held_answers(event)`: the first model's answers wait for it from then on."""
-    model = server.engine.models[0].model
-    generate = model.generate
-
-    def hold(event):
-        def held(stopping_criteria, **options):
-            return generate(stopping_criteria=StoppingCriteriaList([*stopping_criteria, Held(event)]), **options)
-
-        monkeypatch.setattr(model, "generate", held)
-
-    return hold
-
-
-PARTLY_ANSWERED = """() => {
-  const answers = document.querySelectorAll("#rt-chat-a .rt-answer"), last = answers[answers.length - 1];
-  return last?.dataset.state === "answering" && last.textContent.replace("▍", "").trim().length > 1;
-}"""
+from browser import LIST, PARTLY_ANSWERED, PHOTO, DemoPage, near, session_of
 
 
 def test_a_photo_two_boxes_a_streamed_answer_a_deleted_box_and_a_second_turn(demo, server, held_answers):
@@ -170,10 +134,12 @@ def test_stop_ends_an_answer_and_the_next_question_is_answered(demo, server, hel
     page.fill("#rt-question textarea", LIST)
     page.click("#rt-send")
     page.wait_for_function(PARTLY_ANSWERED)
+    assert page.locator("#rt-model input").is_disabled()  # or the answer would stand under another model's name
     page.click("#rt-stop")
     page.wait_for_selector("#rt-chat-a .rt-answer[data-state=stopped]")
     assert "does not remember" in page.inner_text("#rt-chat-a .rt-remark")
     page.wait_for_selector("#rt-send", state="visible")
+    assert page.locator("#rt-model input").is_enabled()
     demo.ask("What is in [1]?")
     assert [turn.state for turn in session_of(server).conversations["nano"].turns] == ["stopped", "done"]
 
@@ -238,3 +204,27 @@ def test_two_browsers_do_not_see_each_other(demo, browser, server):
     assert demo.page.locator(".rt-turn").count() == 1
     assert "Read [2]." not in demo.page.inner_text("#rt-chat-a")
     other.close()
+
+
+EVIL = "<img src=x onerror='window.hacked=1'><script>window.hacked=2</script> ${window.hacked=3} {{hacked}}"
+
+
+def test_html_of_users_and_models_stays_text(demo, monkeypatch):
+    """Whatever the user types and names, and the model answers."""
+
+    def says_evil(self, text, boxes=()):
+        yield EVIL
+        self.last_answer = SimpleNamespace(text=EVIL, boxes=SimpleNamespace(status="none", scores=[]))
+
+    monkeypatch.setattr(ChatSession, "stream", says_evil)
+    page = demo.page
+    demo.open_example(1)
+    page.fill(".rt-marks li[data-number='1'] input", EVIL[:40])
+    page.locator(".rt-marks li[data-number='1'] input").blur()
+    demo.ask(f"{EVIL} [1]")
+    assert page.inner_text("#rt-chat-a .rt-answer").strip() == EVIL
+    assert page.inner_text("#rt-chat-a .rt-question").strip() == f"{EVIL} [1]"
+    assert page.locator("#rt-chat-a img, #rt-chat-a script, #rt-stage script").count() == 0
+    assert page.locator(".rt-mark[data-number='1'] .rt-badge-text").text_content() == f"1 {EVIL[:40]}"
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.hacked") is None

@@ -1,6 +1,5 @@
 """The page in headless Chromium: how pictures come into it, and what it looks like on a phone, light and dark."""
 
-import base64
 import sys
 from pathlib import Path
 
@@ -11,76 +10,68 @@ from regiontower.train_stages.scenes.package_files import package_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bad_files import claimed_png, encoded
-from browser import PHOTO, DemoPage, near, session_of
+from browser import FILE_INPUT, PHOTO, DemoPage, near, session_of
 
 
-def test_bad_files_get_a_message_and_the_page_lives_on(demo, tmp_path):
+def test_bad_files_get_a_message_and_the_page_lives_on(demo, server, tmp_path):
     page = demo.page
     photo = Path(package_file(*PHOTO)).read_bytes()
+    most = server.engine.limits.file_bytes
     for name, data, says in (
-        ("empty.png", b"", "empty|0 bytes"),
-        ("evil.svg", b"<svg xmlns='http://www.w3.org/2000/svg'><script>window.hacked = 1</script></svg>", "SVG"),
-        ("photo.heic.jpg", b"\0\0\0\x18ftypheic" + bytes(64), "HEIC"),
-        ("cut.jpg", photo[: len(photo) // 2], "damaged or truncated"),
-        ("200mp.png", claimed_png(20_000, 10_000), "200000000 pixels"),
-        ("bomb.png", claimed_png(60_000, 60_000), "too large to open safely"),
-        ("text.png", b"I am no picture at all", "text file"),
+        ("empty.png", b"", "is empty (0 bytes)"),
+        ("evil.svg", b"<svg><script>window.hacked = 1</script></svg>", "is an SVG drawing"),
+        ("photo.heic.jpg", b"\0\0\0\x18ftypheic" + bytes(64), "is a HEIC photo"),
+        ("cut.jpg", photo[: len(photo) // 2], ": the image is damaged or truncated"),
+        ("80mp.png", claimed_png(8_000, 10_000), ": 8000 x 10000 = 80000000 pixels is more than the limit of 50000000"),
+        ("200mp.png", claimed_png(20_000, 10_000), "has far more pixels than are opened here"),
+        ("bomb.png", claimed_png(60_000, 60_000), "has far more pixels than are opened here"),
+        ("text.png", b"I am no picture at all", "is a text file"),
+        ("large.png", bytes(most + 1), "has 20.0 MB; the limit is 20 MB"),
     ):
         (tmp_path / name).write_bytes(data)
-        upload_until(page, tmp_path / name, says)
+        page.set_input_files(FILE_INPUT, tmp_path / name)
+        demo.notice(f"{name} {says}".replace(" :", ":"))
     assert page.evaluate("window.hacked") is None
     (tmp_path / "good.png").write_bytes(photo)
     demo.open_file(tmp_path / "good.png")
-    assert "JPEG picture under another extension" in demo.notice()
+    assert "good.png is a JPEG picture under another extension" in demo.notice("JPEG")
     assert demo.area()["width"] == 640
 
 
-def upload_until(page, file, says):
-    """Choose a file until the notice says so: Gradio puts another input in place once a file was read, and a choice in
-    the one that goes is lost."""
-    from playwright.sync_api import TimeoutError
-
-    for attempt in range(4):
-        page.set_input_files("#rt-upload input[type=file]", file)
-        try:
-            page.wait_for_function(
-                "(says) => new RegExp(says).test(document.querySelector('.rt-notice')?.textContent || '')",
-                arg=says,
-                timeout=20_000,
-            )
-            return
-        except TimeoutError:
-            if attempt == 3:
-                raise
+def test_a_file_that_does_not_arrive_is_said_and_can_be_chosen_again(demo):
+    page = demo.page
+    page.route("**/upload*", lambda route: route.fulfill(status=500, body="no"))
+    page.set_input_files(FILE_INPUT, package_file(*PHOTO))
+    demo.notice("china.jpg did not arrive; choose it again.")
+    page.unroute("**/upload*")
+    demo.open_file(package_file(*PHOTO))
+    assert page.locator("#rt-notice .rt-notice").count() == 0
 
 
 def test_a_webcam_picture_opens(demo):
     page = demo.page
-    page.click("#rt-upload [aria-label='Capture from camera']")
-    page.click("#rt-upload [title='grant webcam access']")
-    page.click("#rt-upload button[aria-label='capture photo']")
+    page.click("#rt-picker [data-way=webcam]")
+    page.wait_for_function("document.querySelector('#rt-picker video').videoWidth > 100")
+    page.click("#rt-picker [data-way=take]")
     demo.wait_for_picture()
     assert demo.area()["width"] > 100
+    assert page.evaluate("document.querySelector('#rt-picker video').srcObject") is None  # the webcam is let go
 
 
 def test_a_picture_is_pasted_and_another_one_opened_after_it(demo, server):
     page = demo.page
-    page.evaluate(
-        """(text) => {
-          const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)), data = new DataTransfer();
-          data.items.add(new File([bytes], "image.png", {type: "image/png"}));
-          document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
-        }""",
-        base64.b64encode(encoded(Image.new("RGB", (90, 60), "red"), "PNG")).decode(),
-    )
+    demo.paste(encoded(Image.new("RGB", (90, 60), "red"), "PNG"))
     demo.wait_for_picture()
     first = session_of(server)
     assert demo.area()["width"] == 90 and first.image.getpixel((45, 30)) == (255, 0, 0)
     demo.drag((10, 10), (60, 40))
     demo.open_file(package_file(*PHOTO))
-    page.wait_for_function("document.querySelector('.rt-picture').viewBox.baseVal.width === 640")
+    demo.wait_for_width(640)
     assert demo.numbers() == []
-    assert first.token not in server.engine.sessions._sessions
+    assert first.token not in server.engine.sessions
+    demo.drop(encoded(Image.new("RGB", (70, 60), "blue"), "PNG"))
+    demo.wait_for_width(70)
+    assert page.url == server.url  # a browser left alone would show the dropped file
 
 
 def test_an_examples_questions_are_offered_again_and_again(demo):

@@ -1,10 +1,12 @@
 """The command's options: logins, warnings, and what a server that asks for a login answers."""
 
 import json
+import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -40,6 +42,7 @@ def test_the_command_hands_its_options_on(monkeypatch):
 
         close = staticmethod(lambda: given.update(closed=True))
 
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(serve, "launch", lambda sources, **options: given.update(options, sources=sources) or Running)
     assert CliRunner().invoke(cli.app, ["demo"]).exit_code == 0
     assert given["sources"] == ["nano"] and given["host"] == "127.0.0.1" and not given["share"] and not given["auth"]
@@ -70,6 +73,11 @@ def test_with_a_login_nothing_is_answered_without_it(tiny_mllm_dir):
             with pytest.raises(urllib.error.HTTPError) as told:
                 urllib.request.urlopen(server.url + path, timeout=120)
             assert told.value.code == 401
+        for path in ("gradio_api/call/models", "gradio_api/queue/join", "gradio_api/upload"):
+            data = urllib.request.Request(server.url + path, b'{"data": []}', {"Content-Type": "application/json"})
+            with pytest.raises(urllib.error.HTTPError) as told:
+                urllib.request.urlopen(data, timeout=120)
+            assert told.value.code == 401
         login = urllib.request.Request(server.url + "login", b"username=me&password=secret")
         with urllib.request.urlopen(login, timeout=120) as answer:
             cookie = answer.headers["set-cookie"].split(";")[0]
@@ -83,8 +91,33 @@ def test_with_a_login_nothing_is_answered_without_it(tiny_mllm_dir):
     assert not server.files.exists()
 
 
-def test_a_model_that_is_not_there_is_said_before_anything_is_served():
+def test_a_model_that_is_not_there_is_said_before_anything_is_served(tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="Gradio is not installed (extra: demo)")
     from regiontower.demo.serve import launch
 
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(UserError, match="no model can be opened"):
         launch(["/nowhere/at/all"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_told_to_stop_leaves_no_upload_behind(tiny_mllm_dir, tmp_path):
+    pytest.importorskip("gradio", reason="Gradio is not installed (extra: demo)")
+    command = [sys.executable, "-m", "regiontower", "demo", str(tiny_mllm_dir), "--device", "cpu"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        line = next(line for line in server.stderr if "the demo is at" in line)
+        url = line.split()[4]
+        body = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nhello\r\n--x--\r\n'
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        upload = urllib.request.Request(f"{url}gradio_api/upload", body.encode(), kind)
+        with urllib.request.urlopen(upload, timeout=120) as answer:
+            (path,) = json.load(answer)
+        assert Path(path).read_text() == "hello" and Path(path).is_relative_to(tmp_path)
+        server.terminate()
+        assert server.wait(timeout=120) == 143
+    finally:
+        server.kill()
+        server.communicate()
+    assert list(tmp_path.glob("regiontower-demo-*")) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from regiontower.demo.limits import Limits
 from regiontower.demo.uploads import read_picture, short_name
@@ -34,8 +34,9 @@ def test_pictures_of_every_kind_open(noise_image, kind):
         (b"hello, I am no picture", "a.jpg", "a text file whatever its extension says"),
         (b"%PDF-1.7\n" + b"\0" * 50, "a.png", "not an image that can be read"),
         (bytes(300_001), "a.png", "the limit is 0 MB"),
-        (claimed_png(20_000, 10_000), "200mp.png", "200000000"),
-        (claimed_png(60_000, 60_000), "bomb.png", "too large to open safely"),
+        (claimed_png(8_000, 10_000), "80mp.png", "8000 x 10000 = 80000000 pixels is more than the limit of 1000000"),
+        (claimed_png(20_000, 10_000), "200mp.png", "far more pixels than are opened here; the limit is 1 megapixels"),
+        (claimed_png(60_000, 60_000), "bomb.png", "far more pixels than are opened here; the limit is 1 megapixels"),
         (claimed_png(100, 100), "cut.png", "damaged or truncated"),
     ],
 )
@@ -43,6 +44,15 @@ def test_what_is_no_picture_is_refused_with_its_name_and_the_reason(data, name, 
     with pytest.raises(UserError) as told:
         read_picture(data, name, LIMITS)
     assert says in str(told.value) and str(told.value).startswith(name) and "\n" not in str(told.value)
+
+
+def test_a_picture_that_begins_as_heic_does_is_opened_when_it_is_avif(noise_image):
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    data = encoded(noise_image(), "AVIF")
+    assert data[8:12] == b"avif" and data[20:].index(b"mif1") < 20
+    swapped = data[:8] + b"mif1" + data[12:]
+    assert read_picture(swapped, "a.avif", LIMITS).image.size == (120, 90)
 
 
 def test_a_truncated_jpeg_is_refused_even_where_pillow_was_told_to_be_lenient(noise_image, monkeypatch):
