@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 
 from ..vision_towers import UserError
+from ..vision_towers.errors import CANNOT_OPEN, in_one_line
 from ..vision_towers.packaged import model_source
 from .adapters import adapter_base, attach_adapter, check_base, merge_adapter
 from .modeling import RegionLlavaForConditionalGeneration
@@ -43,10 +44,10 @@ def load_mllm(
     if base is None:
         try:
             config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
+        except CANNOT_OPEN as error:
             base = None if here else adapter_base(source)
             if base is None:
-                raise UserError(f"no model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
+                raise UserError(f"no model can be opened at {source!r}: {in_one_line(error)}") from error
     if base is not None:
         check_base(source, base)
         if quant != "none" and adapter_base(model_source(base.path)) is not None:

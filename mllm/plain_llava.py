@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..vision_towers import UserError
+from ..vision_towers.errors import CANNOT_OPEN
 from ..vision_towers.packaged import model_source
 from .answers import Answer, Question, decode_answer
 from .batched_reader import EncodedPicture, Prompt, prompt_ids
@@ -31,7 +32,7 @@ def load_llava(
     source = model_source(name_or_path)
     try:
         plain = AutoConfig.from_pretrained(source).model_type in PLAIN_LLAVAS
-    except (OSError, ValueError):
+    except CANNOT_OPEN:
         plain = False  # a LoRA run; or nothing, and `load_mllm` says so
     if not plain:
         return load_mllm(name_or_path, device=device, dtype=dtype, quant=quant)

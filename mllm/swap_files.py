@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ..vision_towers import UserError
+from ..vision_towers.errors import CANNOT_OPEN, in_one_line
 from .checkpoint import INDEX, Checkpoint, memory_name
 from .follow_tower import family_of
 from .fresh import with_more_rows
@@ -62,8 +63,8 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> tup
         processor = AutoProcessor.from_pretrained(folder)
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} cannot be opened: {str(error).splitlines()[0]}") from error
+    except CANNOT_OPEN as error:
+        raise UserError(f"{folder} cannot be opened: {in_one_line(error)}") from error
     if not hasattr(processor, "image_processor"):
         raise UserError(f"{folder} has a tokenizer and no processor; add preprocessor_config.json of its model.")
     dtype = dtype or saved_dtype(checkpoint)

@@ -18,7 +18,7 @@ from ..mllm.load import RegionMLLM, check_loaded
 from ..mllm.processing import RegionPrompt
 from ..mllm.quantize import Quant, ready_to_train
 from ..vision_towers import load_tower
-from ..vision_towers.errors import UserError
+from ..vision_towers.errors import CANNOT_OPEN, UserError, in_one_line
 from ..vision_towers.packaged import model_source
 from .chat_templates import set_chat_template
 from .conversations import DEFAULT_MIX, check_mix
@@ -202,8 +202,8 @@ def _opened(model: AlignModel) -> tuple[RegionMLLM, RegionLlavaProcessor]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no language model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
+    except CANNOT_OPEN as error:
+        raise UserError(f"no language model can be opened at {source!r}: {in_one_line(error)}") from error
     language_model, info = loaded
     check_loaded(source, info)
     return put_together(model, tower, language_model, tokenizer)

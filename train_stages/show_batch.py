@@ -22,7 +22,7 @@ from ..mllm import load_with_regions
 from ..mllm.findings import Finding
 from ..mllm.processing import RegionLlavaProcessor
 from ..vision_towers import load_tower
-from ..vision_towers.errors import UserError
+from ..vision_towers.errors import CANNOT_OPEN, UserError, in_one_line
 from ..vision_towers.packaged import model_source
 from .bad_records import name_bad
 from .chat_samples import Encoded, Unusable, encode
@@ -154,15 +154,15 @@ def recipe_processor(recipe: AlignRecipe | InstructRecipe) -> RegionLlavaProcess
     if not isinstance(model, AlignModel):
         try:
             processor: Any = AutoProcessor.from_pretrained(model_source(model.mllm))
-        except (OSError, ValueError) as error:
-            raise UserError(f"no model can be opened at {model.mllm!r}: {str(error).splitlines()[0]}") from error
+        except CANNOT_OPEN as error:
+            raise UserError(f"no model can be opened at {model.mllm!r}: {in_one_line(error)}") from error
         return processor if isinstance(processor, RegionLlavaProcessor) else load_with_regions(model.mllm)[1]
     source = model_source(model.language_model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         config: Any = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no language model can be opened at {source!r}: {str(error).splitlines()[0]}") from error
+    except CANNOT_OPEN as error:
+        raise UserError(f"no language model can be opened at {source!r}: {in_one_line(error)}") from error
     config.vocab_size = max(config.vocab_size, len(tokenizer) + 2)  # rows are not made for new tokens without weights
     with torch.device("meta"):
         language_model = AutoModelForCausalLM.from_config(config)

@@ -337,6 +337,9 @@ def test_mistakes_are_one_line_and_write_nothing(llava, towers, tmp_path):
     broken = save_as(*tiny_llava("Llava"), tmp_path / "broken", "v4", 2)
     shard = sorted(broken.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-4])
+    strange = save_as(*tiny_llava("Llava"), tmp_path / "strange", "v4", 1)
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"vision_feature_select_strategy": "patch"}))
     out = tmp_path / "out"
     cases = {
         "is not empty": (llava, towers["CLIP"], tmp_path / "full", {}),
@@ -344,6 +347,7 @@ def test_mistakes_are_one_line_and_write_nothing(llava, towers, tmp_path):
         "--dtype must be": (llava, towers["CLIP"], out, {"dtype": "int8"}),
         "no config.json": (tmp_path / "no model", towers["CLIP"], out, {}),
         "cannot be swapped": (towers["SigLIP"], towers["CLIP"], out, {}),
+        "cannot be opened": (strange, towers["CLIP"], out, {}),
         "ends before its last tensor": (broken, towers["CLIP"], out, {}),
         "the nearest size is": (llava, towers["CLIP"], out, {"image_size": 60}),
         "give a feature layer between": (llava, towers["CLIP"], out, {"feature_layer": 7}),
