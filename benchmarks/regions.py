@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, MLCDVisionConfig, MLCDVisionModel, PreTrainedModel
@@ -57,7 +58,7 @@ def main() -> None:
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
 
 
-def towers(sizes: dict[str, int]) -> tuple[Towers, Towers]:
+def towers(sizes: dict[str, Any]) -> tuple[Towers, Towers]:
     """The native towers, and the region towers that hold their weights (`NATIVES`)."""
     mlcd = MLCDVisionModel(MLCDVisionConfig(**sizes, image_size=SIDE, patch_size=PATCH)).eval()
     rice = RiceVisionModel(RiceVisionConfig.from_native(mlcd.config)).eval()

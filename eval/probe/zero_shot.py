@@ -80,7 +80,7 @@ def image_classes(cache: PixelCache, side: TextSide, spec: TowerSpec, device: to
     similarity = _images(cache, rows, side, spec, device) @ unit(side.texts(names)).T
     nearest = similarity.topk(min(5, len(names)), dim=1).indices
     hits = own.gather(1, nearest).numpy()
-    return {f"image_zero_shot_top{k}": share(hits[:, :k].any(axis=1), np.array(rows)) for k in (1, 5)}
+    return {f"image_zero_shot_top{k}": share(np.asarray(hits[:, :k].any(axis=1)), np.array(rows)) for k in (1, 5)}
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from regiontower.mllm.boxes import ImageFrame
 from regiontower.train_stages.region_labels import ObjectClasses
 from regiontower.vision_towers import UserError, describe_tower
 
-SMALL = DetectConfig(100, batch_size=8, lr=3e-3, width=32)
+SMALL = DetectConfig(60, batch_size=8, lr=3e-3, width=32)
 
 
 @pytest.fixture(scope="module")
