@@ -22,6 +22,7 @@ from regiontower.benchmarks._train_samples import real_and_padded
 from regiontower.mllm import RegionLlavaForConditionalGeneration, RegionLlavaProcessor, build_mllm, to_plain_llava
 from regiontower.train_stages.engine import Part, StreamedDataset, run_stage
 from regiontower.train_stages.engine.attention import attention_kernels
+from regiontower.train_stages.learned_logits import learned_logits
 from regiontower.train_stages.mllm_data import Sample, collate_samples, pad_id
 from regiontower.train_stages.packed_attention import packed_attention
 from regiontower.train_stages.packing import collate_packed, pack_rows
@@ -151,7 +152,7 @@ def run_ours(
     steps: int,
     around: AbstractContextManager[Any] | None = None,
     parts: list[Part] | None = None,
-    on_batch: Any = None,
+    on_batch: Any = learned_logits,
 ) -> Speed:
     """`steps` timed steps of our engine, in bf16."""
     watch, counted = Watch(), Counted(collate, pad)

@@ -27,6 +27,7 @@ from .feature_cache import (
     fill,
     wanted_pictures,
 )
+from .learned_logits import learned_logits
 from .mixture import Mixture, mixture_hash, open_mixture
 from .mixture_recipe import MixtureData
 from .mllm_data import collate_samples
@@ -46,7 +47,7 @@ class StageData:
     collate: Callable[[list], Any]
     hashes: dict[str, str]
     about: str
-    on_batch: Callable[[dict[str, Any], float], dict[str, Any]] | None = None
+    on_batch: Callable[[dict[str, Any], float], dict[str, Any]] = learned_logits
     around: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
     afterwards: Callable[[], str] = field(default=str)
 
@@ -73,10 +74,10 @@ def mixed_data(
     place = torch.device(resolve_device("cuda" if device.startswith("cuda") else device))
     about = "an endless mixture" if mixture.endless else f"{mixture.size} samples"
     about += f" of {len(data.sources)} sources, {data.batches}"
-    pictures, on_batch = None, None
+    pictures, on_batch = None, learned_logits
     if data.feature_cache is not None:
         cache = _cache(data, data.feature_cache, mixture, model, processor, train, tower_trains, run_dir, place)
-        stream.picture, pictures, on_batch = cache, cache.batch, as_encoder_outputs
+        stream.picture, pictures, on_batch = cache, cache.batch, _kept_and_learned
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     if data.batches == "packed":
         around = partial(packed_attention, model.model.language_model, place)
@@ -113,6 +114,10 @@ def chat_stream(data: MixtureData, mixture: Mixture, processor: RegionLlavaProce
 
 def _collate_single(rows: list, **options: Any) -> dict[str, torch.Tensor]:
     return collate_samples([sample for row in rows for sample in row], **options)
+
+
+def _kept_and_learned(batch: dict[str, Any], progress: float) -> dict[str, Any]:
+    return learned_logits(as_encoder_outputs(batch, progress), progress)
 
 
 def _cache(

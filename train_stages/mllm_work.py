@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..vision_towers import describe_tower
+from .conversation_ids import IGNORED
 from .engine import Part, Work
 
 _FORWARD, _WITH_GRADIENTS, _TRAINED = 2, 4, 6  # operations for each weight and token: + those for inputs, + for weights
@@ -34,7 +35,8 @@ class MllmWork:
         if any(part.name == "tower.lora" for part in parts):
             self._per_patch = _weights(tower) * _WITH_GRADIENTS
         kind = _TRAINED if "language_model" in trains else _WITH_GRADIENTS
-        self._per_token = (_weights(model.model.language_model) + _weights(model.lm_head)) * kind
+        self._per_token = _weights(model.model.language_model) * kind
+        self._per_learned = _weights(model.lm_head) * kind
         self._per_image_token = _weights(model.model.multi_modal_projector) * _TRAINED
         self._image_token = model.config.image_token_id
         heads = text.num_attention_heads
@@ -48,6 +50,8 @@ class MllmWork:
         tokens = lengths.sum()
         flops = tokens * self._per_token + lengths.square().sum() * self._per_pair
         flops = flops + (ids == self._image_token).sum() * self._per_image_token
+        labels = batch.get("labels")  # the head runs where something is learned
+        flops = flops + (tokens if labels is None else (labels[:, 1:] != IGNORED).sum()) * self._per_learned
         pixels = batch.get("pixel_values")
         if pixels is not None:
             flops = flops + pixels.numel() // pixels.shape[-3] // self._patch**2 * self._per_patch
