@@ -10,9 +10,8 @@ conversations are then had twice: one after the other, then all at once, beginni
 `crosstalk` counts answers of the second time that differ from the first: decoding is greedy, so nothing but another's
 picture or words could change them. `words_of_others` counts readings that are another session's word. `different` says,
 turn by turn, how many different answers the sessions have when alone: of two alike, a mix-up would not be seen.
-`ttft` is from the moment the question is sent to the first piece of its answer, queue included; an answer is streamed
-word by word, so that piece is its first word. `ttft_alone` is the same of the first time: the same client and server,
-no queue and nobody else at work.
+`ttft` is from the moment the question is sent until the first token of its answer is there, queue and network included.
+`ttft_alone` is the same of the first time: the same client and server, no queue and nobody else at work.
 
 Ends with status 1 after an error, a missing answer or crosstalk.
 """

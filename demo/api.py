@@ -27,6 +27,10 @@ from .saved_page import saved_page
 OPENING: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "picture"}
 
 
+# Endpoints that make room: taken even when the queue is full.
+ALWAYS = ("stop", "close")
+
+
 class MarkFields(TypedDict):
     """A box or a point; one of `box_xyxy` and `point_xy`, in pixels of the picture."""
 

@@ -76,7 +76,8 @@ def build_app(engine: Engine, uploads: Path) -> gr.Blocks:
         _opening(handlers, token, notice, picture, models, asking, views)
         _talking(handlers, token, notice, picture, models, asking, engine.limits)
         _looking(handlers, token, notice, picture, models, views, engine.limits)
-    app.queue(max_size=engine.limits.waiting, api_open=False, default_concurrency_limit=4)
+    # How many may wait is `guard`'s to see: Gradio would not let anybody stop an answer when the queue is full.
+    app.queue(max_size=None, api_open=False, default_concurrency_limit=4)
     return app
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sized
 from typing import Any
 
 from .limits import Limits
@@ -18,11 +18,18 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 # Gradio would serve uploads to whoever knows their path, and fetch any address and hand on what it finds as its own.
 _FILES = re.compile(r"/(?:file|proxy)[=/]")
 _UPLOADS = re.compile(r"/upload/?$")  # as large as a file may be: Gradio counts while they come
-_QUEUED = re.compile(r"/(?:queue/join|call/.*)$")
+# What the page and the API post. Gradio would take more: recordings of a screen, edits of the page by a language model.
+_POSTS = re.compile(r"^/(?:login|gradio_api/(?:upload|queue/join|call/.+|run/.+|cancel|reset))/?$")
+_QUEUED = re.compile(r"/(?:queue/join|call/(?:v2/)?(?P<name>\w+))/?$")
 
 
-def guard(app: App, limits: Limits) -> App:
-    """An ASGI application that stands before `app`, Gradio's."""
+def guard(app: App, limits: Limits, queue: Sized, always: Mapping[str, int]) -> App:
+    """An ASGI application that stands before `app`, Gradio's.
+
+    Args:
+        queue: the requests that wait.
+        always: names and numbers of the events that are taken even when it is full.
+    """
     most = most_bytes(limits)
 
     async def guarded(scope: Message, receive: Receive, send: Send) -> None:
@@ -31,15 +38,20 @@ def guard(app: App, limits: Limits) -> App:
         path = scope["path"]
         if _FILES.search(path):
             return await _answer(send, 403, "The demo serves no files.")
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not _POSTS.match(path):
+            return await _answer(send, 404, "The demo has nothing at this address.")
         if scope["method"] == "POST" and not _UPLOADS.search(path):
             body = await _body(receive, most)
             if body is None:
                 return await _answer(send, 413, f"The request has more than {most / 2**20:.0f} MB; make it smaller.")
-            if names_a_file(body):
+            asked = _parsed(body)
+            if names_a_file(asked):
                 return await _answer(send, 400, "The demo takes no file by its path or address.")
+            if (queued := _QUEUED.search(path)) and len(queue) >= limits.waiting:
+                number = asked.get("fn_index") if isinstance(asked, dict) else None
+                if queued["name"] not in always and number not in always.values():
+                    return await _answer(send, _full_status(scope), busy(limits))
             receive = _again(body, receive)
-            if _QUEUED.search(path):
-                send = _tell_full(scope, send, busy(limits))
         await app(scope, receive, send)
 
     return guarded
@@ -59,12 +71,9 @@ def busy(limits: Limits) -> str:
     )
 
 
-def names_a_file(body: bytes) -> bool:
+def names_a_file(asked: Any) -> bool:
     """Whether a request holds a file of Gradio's kind, which it would look for or download; this page sends none."""
-    try:
-        left = [json.loads(body)]
-    except (ValueError, RecursionError):
-        return False  # Gradio cannot read it either
+    left = [asked]
     while left:
         value = left.pop()
         if isinstance(value, dict):
@@ -74,6 +83,18 @@ def names_a_file(body: bytes) -> bool:
         elif isinstance(value, list):
             left += value
     return False
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None  # Gradio cannot read it either
+
+
+def _full_status(scope: Message) -> int:
+    """Gradio's page shows a text of its own for 503 and ours for any other; its Python client knows 503 alone."""
+    return 429 if (b"x-gradio-user", b"app") in scope["headers"] else 503
 
 
 async def _body(receive: Receive, most: int) -> bytes | None:
@@ -98,28 +119,6 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return first_the_body
-
-
-def _tell_full(scope: Message, send: Send, sentence: str) -> Send:
-    """`send` with another text in the answer that says the queue is full.
-
-    Gradio's page shows a text of its own for status 503 and ours for any other, its Python client knows only 503.
-    """
-    from_page = (b"x-gradio-user", b"app") in scope["headers"]
-    held: list[Message] = []
-
-    async def told(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 503:
-            held.append(message)
-        elif not held:
-            await send(message)
-        elif b"full" in message.get("body", b""):
-            await _answer(send, 429 if from_page else 503, sentence)
-        else:  # the server is being stopped
-            await send(held[0])
-            await send(message)
-
-    return told
 
 
 async def _answer(send: Send, status: int, sentence: str) -> None:

@@ -76,12 +76,15 @@ def launch(
             raise UserError('the demo needs Gradio: pip install "regiontower[demo]".') from error
         from starlette.middleware import Middleware
 
+        from .api import ALWAYS
         from .app import CSS, build_app
         from .guard import guard
 
         limits = limits or Limits()
         engine = Engine(load_models(sources, device=device, dtype=dtype), limits)
         app = build_app(engine, files)
+        always = {str(event.api_name): event._id for event in app.fns.values() if event.api_name in ALWAYS}
+        before = Middleware(guard, limits=limits, queue=app._queue, always=always)
         try:
             _, url, share_url = app.launch(
                 server_name=host,
@@ -97,7 +100,7 @@ def launch(
                 footer_links=["api", "settings"],
                 allowed_paths=[],
                 max_file_size=limits.file_bytes,
-                app_kwargs={"middleware": [Middleware(guard, limits=limits)]},
+                app_kwargs={"middleware": [before]},
                 ssr_mode=False,
                 mcp_server=False,
                 pwa=False,

@@ -9,11 +9,12 @@ from regiontower.demo.guard import busy, guard, most_bytes
 from regiontower.demo.limits import Limits
 
 LIMITS = Limits(file_bytes=1000, waiting=7)
+ALWAYS = {"stop": 12}
 PAGE = [(b"x-gradio-user", b"app")]
 
 
-def ask(path, pieces=(b"{}",), method="POST", headers=(), status=200, answer=b"fine"):
-    """`(status, body, what the application got)` for a request in pieces; the application answers as it is told."""
+def ask(path, pieces=(b"{}",), method="POST", headers=(), waiting=0):
+    """`(status, body, what the application got)` for a request in pieces, when so many others wait."""
     got, said = [], []
     left = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     left[-1]["more_body"] = False
@@ -21,8 +22,8 @@ def ask(path, pieces=(b"{}",), method="POST", headers=(), status=200, answer=b"f
     async def app(scope, receive, send):
         message = await receive()
         got.append(message["body"])
-        await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"fine"})
 
     async def receive():
         return left.pop(0)
@@ -31,7 +32,7 @@ def ask(path, pieces=(b"{}",), method="POST", headers=(), status=200, answer=b"f
         said.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-    asyncio.run(guard(app, LIMITS)(scope, receive, send))
+    asyncio.run(guard(app, LIMITS, range(waiting), ALWAYS)(scope, receive, send))
     assert [message["type"] for message in said] == ["http.response.start", "http.response.body"]
     return said[0]["status"], said[1]["body"], got
 
@@ -72,6 +73,12 @@ def test_no_file_is_served_and_no_address_fetched(path):
     assert (status, detail(body), got) == (403, "The demo serves no files.", [])
 
 
+def test_what_the_page_does_not_need_is_not_there():
+    for path in ("/gradio_api/process_recording", "/gradio_api/vibe-edit/", "/gradio_api/component_server", "/x"):
+        assert ask(path)[0] == 404 and ask(path)[2] == []
+    assert ask("/gradio_api/upload", method="PUT")[0] == 200 and ask("/config", method="DELETE")[0] == 404
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "http://a.b/c.png"])
 def test_a_file_of_gradios_kind_is_refused_wherever_it_stands(path):
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -82,15 +89,25 @@ def test_a_file_of_gradios_kind_is_refused_wherever_it_stands(path):
 
 
 def test_a_full_queue_is_told_to_the_page_and_to_programs():
-    full = b'{"detail":"Queue is full. Max size is 7 and size is 7."}'
     says = "The demo is busy: 7 requests are waiting already and this one was not taken; try again in a minute."
     assert busy(LIMITS) == says
     for path, headers, status in (
         ("/gradio_api/queue/join", PAGE, 429),
         ("/gradio_api/queue/join", [(b"x-gradio-user", b"api")], 503),
         ("/gradio_api/call/ask", [], 503),
+        ("/gradio_api/call/v2/ask/", [], 503),
     ):
-        found, body, _ = ask(path, headers=headers, status=503, answer=full)
-        assert (found, detail(body)) == (status, says)
-    stopped = b'{"detail":"Queue is stopped."}'
-    assert ask("/gradio_api/queue/join", headers=PAGE, status=503, answer=stopped)[:2] == (503, stopped)
+        assert ask(path, headers=headers, waiting=6)[0] == 200
+        found, body, got = ask(path, headers=headers, waiting=7)
+        assert (found, detail(body), got) == (status, says, [])
+    assert ask("/gradio_api/run/predict", waiting=8)[0] == 200  # does not wait
+
+
+def test_an_answer_can_be_stopped_when_the_queue_is_full():
+    for path, body in (
+        ("/gradio_api/call/stop", b'{"data": ["x"]}'),
+        ("/gradio_api/queue/join", b'{"fn_index": 12, "data": ["x"]}'),
+    ):
+        assert ask(path, [body], waiting=8)[2] == [body]
+    for body in (b'{"fn_index": 13}', b'{"fn_index": [12]}', b"[12]", b"no JSON"):
+        assert ask("/gradio_api/queue/join", [body], waiting=8)[0] == 503

@@ -257,4 +257,3 @@ def test_concurrent_sessions_hear_of_their_own_picture_only(server, client):
 def test_only_this_machine_is_listened_to_and_nothing_is_shared(server):
     assert server.url.startswith("http://127.0.0.1:") and server.share_url is None
     assert server.app.server_name == "127.0.0.1" and not server.app.share and server.app.auth is None
-    assert server.app._queue.max_size == server.engine.limits.waiting and server.engine.limits.waiting > 0
