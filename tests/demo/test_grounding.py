@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from regiontower.demo.answer_html import conversation_html, outlines, question_html
+from regiontower.demo.answer_html import conversation_html, outlines, question_html, remark
 from regiontower.demo.conversation import Turn
 from regiontower.demo.grounding import found_boxes, ground_answer
 from regiontower.demo.marks import Mark
@@ -114,3 +114,18 @@ def test_the_saved_page_stands_alone_and_draws_boxes_where_they_are(noise_image)
     assert 'rect x="2.00" y="2.00" width="4.00" height="2.00"' in page  # [10, 20, 30, 40] thousandths of 200 x 100
     assert "default-src 'none'" in page and "silent" not in page
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
+
+
+def test_what_stands_under_an_answer_says_how_many_boxes_there_are_or_none():
+    asked = AskedQuestion("Where is star?", phrase="star")
+    several = ground("[10, 20, 30, 40] [50, 60, 70, 80]", phrase="star")
+    for pieces, status, says in (
+        (several, "boxes", "2 boxes"),
+        (several[:1], "boxes", "1 box"),
+        (ground("none"), "none", "nothing found"),
+        (ground("[10, 20"), "malformed", "its boxes cannot be read"),
+    ):
+        assert remark(Turn(1, "Find the star", asked, "x", pieces, status, "done")) == says
+    assert (
+        remark(Turn(1, "Hi", AskedQuestion("Hi"), "none", ground("none"), "none", "done")) == ""
+    )  # nothing was sought
