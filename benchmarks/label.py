@@ -165,7 +165,7 @@ def growth(run: Run, images: Sequence[Path], work: Path, whole: Sequence[Timing]
     explain."""
     start = median(each.start(1) for each in whole)
     seconds = {len(images): median(each.seconds for each in whole)}
-    for count in (in_shards(len(images) // parts) for parts in (2, 4)):
+    for count in {in_shards(len(images) // parts) for parts in (2, 4)}:
         some = folder_of(images[:count], work / f"first-{count}")
         seconds[count] = timed(run, some, work, {"processes": 1}).seconds
     return [

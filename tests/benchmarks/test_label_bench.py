@@ -63,7 +63,10 @@ def test_what_is_measured(tmp_path, noise_image, monkeypatch):
     assert [row["images"] for row in found["growth"]] == [4, 8, 16]
     assert [row["seconds_an_image"] for row in found["growth"]] == [0.35, 0.225, 0.1625]
     ways = [(count, options["processes"]) for _, count, options in asked]
-    assert ways == [(16, 1), (16, 2)] * 2 + [(8, 1), (4, 1)]  # in turn, then the growth
+    assert ways[:4] == [(16, 1), (16, 2)] * 2 and sorted(ways[4:]) == [(4, 1), (8, 1)]  # in turn, then the growth
+    asked.clear()
+    bench.measure({"one": "run"}, images[:12], tmp_path / "fewer", repeats=1)
+    assert [count for _, count, _ in asked] == [12, 12, 4]  # no size twice
 
 
 def test_when_shards_are_finished_is_read_from_their_notes(tmp_path):
