@@ -5,7 +5,7 @@
 `rice-ocr` reads with rapidocr's own weights. The others run ViTs of real size with random weights, on which time does
 not depend, and the packaged captioner: `rice-objects` proposes segments and clusters crops of the best 8; `vesl`
 captions, and looks for the phrases with an OWLv2 at 448 px; `granular` scores 100 tags with a CLIP, looks for the best
-20 with the same OWLv2, and captions the image and its regions. How many regions random boxes come to is in the result,
+5 with the same OWLv2, and captions the image and its regions. How many regions random boxes come to is in the result,
 beside the sizes of all models. ViTs are S/16; `--width 768` makes them B/16.
 
 Without --images, scenes are generated. An engine is run once each way, `--repeats` times, and the medians are given.
@@ -58,14 +58,14 @@ from regiontower.train_stages.webdataset import IMAGE_SUFFIXES
 
 Run = Callable[[ImageSource, Path, RunConfig], LabelResult]
 ENGINES = ("rice-ocr", "rice-objects", "vesl", "granular")
-PER_SHARD = 4
-AT_LEAST = 3 * PER_SHARD  # two processes have a shard each, and then one is left to take the time of
+PER_SHARD = 2  # small: with few shards it would count that one process ends before the other
+AT_LEAST = 4 * PER_SHARD  # two for each of two processes; the first ends with the start
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Of the random models: width, layers and heads of every ViT; pixels of the detector's input. new_tokens: of a
-    caption; regions: of an image, at most, for `rice-objects`."""
+    caption; regions: of an image, at most, for `rice-objects`; tags_found: of an image, for `granular`."""
 
     width: int = 384
     layers: int = 12
@@ -73,6 +73,7 @@ class Sizes:
     detector: int = 448
     new_tokens: int = 64
     regions: int = 8
+    tags_found: int = 5
 
     def fields(self) -> dict[str, int]:
         """Of a transformers config."""
@@ -104,7 +105,7 @@ class Timing:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of images; generated scenes when absent")
-    parser.add_argument("--limit", type=int, default=20, help="the first so many, in fours; at least 12")
+    parser.add_argument("--limit", type=int, default=20, help="the first so many, an even number; at least 8")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--width", type=int, choices=(384, 768), default=384, help="of the random ViTs: S or B")
@@ -165,7 +166,7 @@ def growth(run: Run, images: Sequence[Path], work: Path, whole: Sequence[Timing]
     explain."""
     start = median(each.start(1) for each in whole)
     seconds = {len(images): median(each.seconds for each in whole)}
-    for count in {in_shards(len(images) // parts) for parts in (2, 4)}:
+    for count in (in_shards(len(images) // parts) for parts in (2, 4)):
         some = folder_of(images[:count], work / f"first-{count}")
         seconds[count] = timed(run, some, work, {"processes": 1}).seconds
     return [
@@ -229,6 +230,7 @@ def engine_runs(models: Path, names: Sequence[str], sizes: Sizes) -> dict[str, R
             prompt=DESCRIBE_IMAGE,
             max_new_tokens=sizes.new_tokens,
             min_tag_score=-1,
+            max_tags=sizes.tags_found,
             detector_size=sizes.detector,
             image_min_edge=1,
         ),

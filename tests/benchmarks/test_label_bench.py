@@ -23,7 +23,7 @@ def test_every_engine_runs_as_it_is_measured(tmp_path):
         pytest.importorskip(module)
     bench.write_scenes(tmp_path / "scenes", 5, seed=0)
     images = bench.take(tmp_path / "scenes" / "images", tmp_path / "images", 5)
-    assert [path.stem for path in images] == [f"0000{number}" for number in range(4)]  # they fill a shard
+    assert [path.stem for path in images] == [f"0000{number}" for number in range(4)]  # they fill shards
     sizes = bench.Sizes(width=32, layers=1, heads=2, detector=64, new_tokens=12)
     runs = bench.engine_runs(tmp_path / "models", bench.ENGINES, sizes)
     assert list(runs) == list(bench.ENGINES)
@@ -42,7 +42,7 @@ def test_what_is_measured(tmp_path, noise_image, monkeypatch):
     def timed(run, images, work, options):
         count, processes = sum(path.suffix[1:] in IMAGE_SUFFIXES for path in images.iterdir()), options["processes"]
         asked.append((run, count, options))
-        ends = [3 + 0.4 * (1 + number // processes) for number in range(count // bench.PER_SHARD)]
+        ends = [3 + 0.1 * bench.PER_SHARD * (1 + number // processes) for number in range(count // bench.PER_SHARD)]
         return bench.Timing(ends[-1] + 1, tuple(ends), 2.5)
 
     monkeypatch.setattr(bench, "timed", timed)
@@ -63,10 +63,7 @@ def test_what_is_measured(tmp_path, noise_image, monkeypatch):
     assert [row["images"] for row in found["growth"]] == [4, 8, 16]
     assert [row["seconds_an_image"] for row in found["growth"]] == [0.35, 0.225, 0.1625]
     ways = [(count, options["processes"]) for _, count, options in asked]
-    assert ways[:4] == [(16, 1), (16, 2)] * 2 and sorted(ways[4:]) == [(4, 1), (8, 1)]  # in turn, then the growth
-    asked.clear()
-    bench.measure({"one": "run"}, images[:12], tmp_path / "fewer", repeats=1)
-    assert [count for _, count, _ in asked] == [12, 12, 4]  # no size twice
+    assert ways == [(16, 1), (16, 2)] * 2 + [(8, 1), (4, 1)]  # in turn, then the growth
 
 
 def test_when_shards_are_finished_is_read_from_their_notes(tmp_path):
@@ -85,7 +82,7 @@ def test_when_shards_are_finished_is_read_from_their_notes(tmp_path):
 
     found = bench.timed(run, tmp_path / "images", tmp_path / "work", {"processes": 2})
     assert [round(end) for end in found.ends] == [5, 7, 9] and found.regions == 2.5 and found.seconds < 4
-    assert found.pace(2) == pytest.approx(2, rel=0.05) and found.start(2) == pytest.approx(3, abs=0.3)
+    assert found.pace(2) == pytest.approx(1, rel=0.05) and found.start(2) == pytest.approx(3, abs=0.3)
 
 
 def test_pictures_are_those_that_were_asked_for(shared_data, tmp_path):
