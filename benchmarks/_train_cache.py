@@ -20,7 +20,7 @@ from regiontower.train_stages.pretrain_lm import LMModelConfig, build_lm
 from regiontower.train_stages.train_config import TrainConfig
 
 MIX = {"classify": 2.0, "region_caption": 2.0, "referring": 2.0, "grounding": 1.0}
-BATCH = 8
+BATCH = {"vitb_nano": 32, "vitb_135m": 8}  # those of align-nano and align-smollm2
 
 
 def align_model(name: str, tokenizer: Any, small: bool) -> tuple[Any, Any]:
@@ -45,7 +45,7 @@ class CacheArms:
 
     def __init__(self, name: str, tokenizer: Any, records: Path, folder: str, steps: int, small: bool) -> None:
         self.model, self.processor = align_model(name, tokenizer, small)
-        self.steps = steps
+        self.steps, self.batch = steps, BATCH[name]
         self.parts = [
             Part("tower", ("model.vision_tower",), 0.0),
             Part("projector", ("model.multi_modal_projector",), LR),
@@ -58,7 +58,7 @@ class CacheArms:
     def _arm(self, cache: str | None, records: Path, folder: str) -> Callable[[], Speed]:
         source = MixtureSource(str(records), mix=MIX, turns=3)
         data = MixtureData((source,), feature_cache=cache, cache_dir=folder)  # pyright: ignore[reportArgumentType]
-        train = TrainConfig(steps=1, batch_size=BATCH, precision="bf16")
+        train = TrainConfig(steps=1, batch_size=self.batch, precision="bf16")
         with quiet():
             made = mixed_data(
                 data, self.model, self.processor, train, tower_trains=False, run_dir=Path(folder), device="cpu"
@@ -70,7 +70,7 @@ class CacheArms:
                 made.dataset,
                 made.collate,
                 pad_id(self.processor),
-                batch_size=BATCH,
+                batch_size=self.batch,
                 steps=self.steps,
                 parts=self.parts,
                 on_batch=made.on_batch,
@@ -82,7 +82,8 @@ class CacheArms:
     def limit(self, live: Speed) -> float:
         """(tower + rest) / rest: a step with the tower over what is left of it without the tower's time."""
         inner, side = self.model.model, self.processor.image_size
-        pixels, boxes = torch.randn(BATCH, 3, side, side), torch.tensor([[1.0, 1.0, 60.0, 60.0]]).expand(BATCH, 2, 4)
+        pixels = torch.randn(self.batch, 3, side, side)
+        boxes = torch.tensor([[1.0, 1.0, 60.0, 60.0]]).expand(self.batch, 2, 4)
         seconds = []
         with attention_kernels(CPU, "bf16"), torch.autocast("cpu", torch.bfloat16):
             for _ in range(3):

@@ -13,7 +13,8 @@ as every row of ours is, and on a CPU the peer is fastest one sample at a time, 
 1. `packed_over_accumulating_peer`, among the details, is for a peer that takes its optimizer steps as rarely as we do.
 
 Cache: a tower of ViT-B/16's size at 224 px before nano's language model, and before one of SmolLM2-135M's sizes; only
-projectors train. Steps from kept features over steps with the tower; `vitb_135m_limit` is (tower + rest) / rest.
+projectors train, at the batch sizes of `align-nano` and `align-smollm2`. Steps from kept features over steps with the
+tower, waiting for data included; `vitb_135m_limit` is (tower + rest) / rest.
 
 Weights are random: what a step takes does not depend on them. Two cores take about 40 minutes; with
 --rounds 3 --steps 4 less than 20. With --json the last line of stdout holds the ratios, and what they come from goes to
