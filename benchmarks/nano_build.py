@@ -4,8 +4,8 @@
 
 A build that was interrupted goes on where it stopped. On one machine, with one number of threads, it gives the same
 weights to the bit, because every stage ends by its steps. `DIR/weights` is what the package holds. `--rows` also makes
-what stands beside them in the table: a model whose control tower is not frozen, and one whose RICE tower was trained on
-true labels instead of clusters.
+what stands beside them in the table, each from a finished model: the control after more steps with its tower free, and
+nano after more steps on a tower that went on with true labels instead of clusters.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from regiontower.mllm import load_mllm
+from regiontower.mllm import load_mllm, swap_vision_tower
 from regiontower.train_stages.engine.manifest import read_stage
 from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
 from regiontower.train_stages.pretrain import pretrain
@@ -131,6 +131,16 @@ class Build:
         name = f"instruct-nano-{part}" if part else "instruct-nano"
         instruct(load_recipe(name, InstructRecipe, self._overrides(values)), self.run_dir(stage))
 
+    def swap_tower(self, stage: str, parent: str, tower: str) -> None:
+        """The model `parent` on another tower of the same sizes. The projectors stay: what the towers say is alike."""
+        folder = self.run_dir(stage)
+        if not (folder / "config.json").exists():
+            mllm = load_mllm(self.run_dir(parent), device="cpu", dtype="fp32")
+            new = load_tower(self.run_dir(tower), dtype=torch.float32)
+            model, processor = swap_vision_tower(*mllm, new, keep_projector=True)
+            processor.save_pretrained(folder)
+            model.save_pretrained(folder)
+
     def _conversations(self, preset: str = "") -> dict[str, Any]:
         records = self.records if not preset else self.out / f"scenes-{preset}" / "records.jsonl"
         return {"data.records": records, "data.cache_dir": self.out / "pixels"}
@@ -169,13 +179,13 @@ STAGES: dict[str, Callable[[Build], None]] = {
     **_mllm_stages("clip", "-clip"),
     "weights": Build.save_weights,
 }
-TRUE_LABELS = {"data__object_labels": "tags"}  # tags and category, as "red star"
+ROW = {"train__steps": 200}  # of the last part, the third time
+TRUE_LABELS = {"data__object_labels": "tags", "model__keep_heads": False, "train__steps": 600}
 ROWS: dict[str, Callable[[Build], None]] = {
-    # The control whose tower is free in the last part.
-    "unfrozen": lambda build: build.instruct("unfrozen", "instruct-named-clip", "named", **LAST, lr__tower=1e-4),
-    "rice-labels-zoom": lambda build: build.train_tower("rice-labels-zoom", "rice-nano-zoom", **TRUE_LABELS),
-    "rice-labels": lambda build: build.train_tower("rice-labels", "rice-nano", "rice-labels-zoom", **TRUE_LABELS),
-    **_mllm_stages("rice-labels", "-labels"),
+    "unfrozen": lambda build: build.instruct("unfrozen", "instruct-last-clip", "named", **ROW, lr__tower=1e-4),
+    "rice-labels": lambda build: build.train_tower("rice-labels", "rice-nano", "rice", **TRUE_LABELS),
+    "labels-swapped": lambda build: build.swap_tower("labels-swapped", "instruct-last", "rice-labels"),
+    "labels": lambda build: build.instruct("labels", "labels-swapped", "named", **ROW),
 }
 
 
