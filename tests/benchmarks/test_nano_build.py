@@ -10,6 +10,7 @@ import torch
 from regiontower.benchmarks import nano_build
 from regiontower.benchmarks.nano_build import Build
 from regiontower.mllm import load_mllm
+from regiontower.vision_towers import load_tower
 
 STEPS = 2
 
@@ -58,5 +59,17 @@ def test_every_stage_is_built_and_the_models_can_be_opened(tmp_path, monkeypatch
 
     seen = []
     monkeypatch.setitem(nano_build.STAGES, "lm", lambda build: seen.append("lm"))
-    Build(first.parent, steps=STEPS, scenes=24, threads=1, batch_size=2).run("instruct-clip")
+    again = Build(first.parent, steps=STEPS, scenes=24, threads=1, batch_size=2)
+    again.common["train.compile"] = False
+    again.run("instruct-last-clip", rows=True)
     assert not seen  # finished stages are left alone
+
+    control, unfrozen = tower_of(first / "nano-clip"), tower_of(again.run_dir("unfrozen"))
+    assert any((a != b).any() for a, b in zip(control.parameters(), unfrozen.parameters(), strict=True))
+    learned, inside = load_tower(again.run_dir("rice-labels")), tower_of(again.run_dir("labels"))
+    for a, b in zip(learned.parameters(), inside.parameters(), strict=True):
+        assert torch.equal(a.float(), b.float())
+
+
+def tower_of(folder: Path):
+    return load_mllm(folder, dtype="fp32")[0].model.vision_tower
