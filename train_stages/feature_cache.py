@@ -106,18 +106,21 @@ class FeatureCache:
         self._regions: dict[tuple[str, Box], int] = {}
         self.image_rows = self.region_rows = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._read_index()
+        self.read_index()
 
-    def _read_index(self) -> None:
+    def read_index(self) -> int:
+        """Take over what the index names; another process may have written to it. Returns the bytes of whole lines."""
         index = self.folder / INDEX
         lines = index.read_bytes().splitlines(keepends=True) if index.is_file() else []
-        whole = 0
-        for line in lines:
-            if not line.endswith(b"\n"):  # the process was killed while it wrote
-                break
-            whole += len(line)
+        whole = [line for line in lines if line.endswith(b"\n")]  # the last one is half there if it is being written
+        for line in whole:
             self._note(json.loads(line))
-        if lines and whole < index.stat().st_size:
+        return sum(map(len, whole))
+
+    def cut_half_line(self) -> None:
+        """Remove what a process left that was killed while it wrote. For the process that fills the cache."""
+        whole, index = self.read_index(), self.folder / INDEX
+        if index.is_file() and index.stat().st_size > whole:
             with index.open("r+b") as file:
                 file.truncate(whole)
 
@@ -174,6 +177,8 @@ class FeatureCache:
             return Sample(sample.ids, sample.labels, None, sample.boxes)
         image = sample.picture.sha256()
         boxes = [box_key(box) for box in sample.boxes]
+        if self.lacks(image, boxes) is not None:
+            self.read_index()  # the first process may have kept it since
         if self.lacks(image, boxes) is not None:
             raise ImageError(f"{sample.picture.name}: it is not in the feature cache {self.folder}; delete the folder.")
         tokens = self._rows(IMAGES, self._images[image] * self.tokens, self.tokens, self.width)
@@ -232,6 +237,7 @@ def fill(
     Raises:
         UserError: the disk has no room.
     """
+    cache.cut_half_line()
     absent: dict[str, tuple[PictureFile, dict[Box, torch.Tensor]]] = {}
     looked = kept = 0
     for want in tqdm(wanted, desc="looking at pictures", unit="img", disable=None):

@@ -154,7 +154,16 @@ def _load(
             f"{source!r} does not fit its config: {len(wrong)} tensors have another shape, e.g. {key} is "
             f"{tuple(saved)} and should be {tuple(wanted)}."
         )
+    _forget(model, key_mapping or {})
     return model.eval()
+
+
+def _forget(model: PreTrainedModel, key_mapping: dict[str, str]) -> None:
+    """Save the model under its own names: transformers would turn the mapping round, and a pattern is no name."""
+    used = getattr(model, "_weight_conversions", None)
+    if used:
+        own = [change for change in used if not set(change.source_patterns) & key_mapping.keys()]
+        model._weight_conversions = own  # pyright: ignore
 
 
 @contextmanager

@@ -193,6 +193,19 @@ def test_a_broken_off_fill_goes_on(tiny_mllm, mixture, cache, tmp_path, monkeypa
     assert "0 pictures x" in said[1] and len(calls) == 4
 
 
+def test_another_process_finds_what_the_first_has_kept_since(tiny_mllm, mixture, cache, tmp_path):
+    """As when pictures have changed, and the mark of an earlier run says already that all are kept."""
+    model, processor = tiny_mllm
+    early = FeatureCache(tmp_path, "fp32", *blank_shape(model, processor), model.config.region_dim)
+    filled(tmp_path, model, processor, mixture)
+    half = '{"image": "abc", "ro'  # another process is just writing it
+    with (tmp_path / INDEX).open("a") as file:
+        file.write(half)
+    for sample in encoded(mixture, processor, COUNT):
+        torch.testing.assert_close(early(sample).kept.image, cache(sample).kept.image, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / INDEX).read_text().endswith(half)
+
+
 def test_a_picture_that_changed_is_another_one(tiny_mllm, mixture, cache, root):
     _, processor = tiny_mllm
     (sample,) = encoded(mixture, processor, 1)

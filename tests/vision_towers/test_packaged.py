@@ -5,6 +5,13 @@ import sys
 
 import pytest
 import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel, load_tower, packaged
 
@@ -53,3 +60,29 @@ def test_a_tower_is_read_out_of_the_mllm_that_holds_it(tiny_mllm, tiny_mllm_dir,
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["RiceVisionModel"]
+
+
+def test_a_tower_read_out_of_an_mllm_can_be_saved_and_opened_again(tiny_mllm_dir, tmp_path):
+    tower = load_tower(tiny_mllm_dir)
+    tower.save_pretrained(tmp_path / "tower")
+    again = load_tower(tmp_path / "tower").state_dict()
+    assert again.keys() == tower.state_dict().keys()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in tower.state_dict().items())
+
+
+@pytest.mark.parametrize("inside", [CLIPVisionConfig, SiglipVisionConfig])
+@pytest.mark.parametrize("original_format", [True, False])
+def test_a_native_tower_read_out_of_a_llava_can_be_saved_and_opened_again(inside, original_format, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = inside(**sizes, image_size=28, patch_size=14)
+    language = LlamaConfig(**sizes, vocab_size=64)
+    llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=language, image_token_index=63))
+    llava.save_pretrained(tmp_path / "llava", save_original_format=original_format)
+    tower = load_tower(tmp_path / "llava")
+    pixels = torch.randn(1, 3, 28, 28)
+    for name, model in (("wrapped", tower), ("native", tower.to_native())):
+        model.save_pretrained(tmp_path / name)
+        again = load_tower(tmp_path / name)
+        assert torch.equal(tower(pixels).last_hidden_state, again(pixels).last_hidden_state)
+    held = llava.model.vision_tower(pixels).last_hidden_state
+    assert torch.equal(tower(pixels).last_hidden_state, held)
