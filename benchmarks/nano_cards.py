@@ -58,7 +58,7 @@ def mllm_sections(name: str, how: str, results: dict[str, Any]) -> str:
     shares = ", ".join(f"{round(share * SCENES):,} of preset `{preset}`" for preset, share in CURRICULUM.items())
     rows = results["models"][name]
     figures = [(label, _figure(rows[task], metric)) for label, task, metric in FIGURES]
-    ceiling = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in rows["ceiling"].items())
+    ceiling = ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in rows["ceiling"].items())
     return f"""
 ## Data
 
@@ -83,6 +83,11 @@ image. It is here to be tried and compared within minutes, not to be used.
 
 {REBUILD}
 """
+
+
+def _number(value: float) -> str:
+    """A count whole, a share with three decimals."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _figure(task: dict[str, Any], metric: str) -> str:
