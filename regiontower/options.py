@@ -14,7 +14,10 @@ Quant = Annotated[str, typer.Option(help="none, or the language model's weights 
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again where a run of another recipe stands.")]
 Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")]
-RecordFormat = Annotated[str, typer.Option("--format", help="records, xywh_jsonl, coco, coco_panoptic or llava.")]
+RecordFormat = Annotated[
+    str,
+    typer.Option("--format", help="records, xywh_jsonl, coco, coco_panoptic, llava, refcoco or flickr30k."),
+]
 ImageRoot = Annotated[Path | None, typer.Option("--image-root", help="Folder that image paths start from.")]
 
 
