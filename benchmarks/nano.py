@@ -2,8 +2,9 @@
 
     regiontower bench nano --out DIR [--limit 2000] [--model NAME=FOLDER ...] --json
 
-Scenes of the evaluation seeds, preset `default`. `--model` adds a row beside `nano` and `nano-clip`, for instance one
-whose tower was not frozen.
+Scenes of the evaluation seeds, preset `default`; all models in float32. `--model` adds a row beside `nano` and
+`nano-clip`, for instance one whose tower was not frozen. Regions are read out of the towers in their own way, and by
+RoIAlign on the value path of the last block, which is how regions are commonly read out of a CLIP.
 """
 
 import argparse
@@ -13,20 +14,22 @@ from typing import Any
 
 import torch
 
+from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
 from regiontower.eval.baselines import trivial_baselines
-from regiontower.eval.ceiling import supervised_ceiling
+from regiontower.eval.ceiling import CeilingConfig, supervised_ceiling
 from regiontower.eval.run import evaluate
 from regiontower.mllm.boxes import mean_colour
 from regiontower.train_stages.pixels import PixelCache
 from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.scenes import EVAL_SEED_START, write_scenes
 from regiontower.vision_towers import describe_tower, load_tower
-from regiontower.vision_towers.packaged import WEIGHTS_FOLDER
+from regiontower.vision_towers.packaged import model_source
 
 SCENES = 500
 HEAD_SCENES = 6_000  # from which the supervised heads of the ceiling learn
 MODELS = ("nano", "nano-clip")
+READOUTS = ("own", "value")
 
 
 def main() -> None:
@@ -46,17 +49,18 @@ def main() -> None:
     models = {name: name for name in MODELS} | dict(pair.split("=", 1) for pair in arguments.model)
     rows: dict[str, Any] = {}
     for name, source in models.items():
-        tasks = evaluate(source, seen, out=out / f"eval-{name}", limit=arguments.limit).tasks
-        words = evaluate(source, unseen, ["reading"], out / f"eval-{name}-unseen", limit=arguments.limit).tasks
+        tasks = evaluate(source, seen, out=out / f"eval-{name}", limit=arguments.limit, dtype="fp32").tasks
+        unseen_out = out / f"eval-{name}-unseen"
+        words = evaluate(source, unseen, ["reading"], unseen_out, limit=arguments.limit, dtype="fp32").tasks
         rows[name] = {**tasks, "unseen_words_reading": words["regiontower_reading"]}
         rows[name]["ceiling"] = ceiling(source, heads, seen, out / "pixels")
-    options = f"--limit {arguments.limit} --head-scenes {arguments.head_scenes}"
+    arguments.model = [f"{name}=RUN" for name in models if name not in MODELS]  # paths are nobody's business
     results = {
-        "command": f"regiontower bench nano --out DIR {options} --json",
+        "command": typed("nano", parser, arguments),
         "scenes": arguments.scenes,
         "models": rows,
         "trivial": trivial_baselines(seen, train=heads, limit=arguments.limit),
-        **stamp({name: WEIGHTS_FOLDER / name for name in MODELS}),
+        **stamp({name: Path(model_source(source)) for name, source in models.items()}),
     }
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
 
@@ -67,7 +71,7 @@ def ceiling(source: str, train: Path, test: Path, cache: Path) -> dict[str, floa
     spec = describe_tower(tower.config)
     fill = mean_colour(spec.image_mean)
     pixels = [PixelCache.build(read_records(path), spec.image_size, cache, fill=fill) for path in (train, test)]
-    return supervised_ceiling(tower, *pixels)
+    return supervised_ceiling(tower, *pixels, CeilingConfig(readouts=READOUTS))
 
 
 if __name__ == "__main__":

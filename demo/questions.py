@@ -6,16 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..mllm.prompts import IMAGE_TOKEN, LOCATE, POINT, READ, REFER, REGION_TOKEN
+from ..mllm.prompts import IMAGE_TOKEN, LOCATE, POINT, READ, REFER, REGION_TOKEN, sought_phrase
 from ..vision_towers import UserError
 from .limits import Limits
 from .marks import Mark
 
 _CHIP = re.compile(r"\[\s*([^\[\]\n]{1,40}?)\s*\]")
-_FIND = re.compile(
-    r"\s*(?:find|locate|where\s+(?:is|are))\s+(?:(?:all|every|each)\s+)?(?:(?:the|an?)\s+)?(.+?)\s*[.?!]*\s*",
-    re.IGNORECASE | re.DOTALL,
-)
 _READ_THIS = re.compile(r"\s*read\s+(?:this|it|that|here)\s*[.?!]*\s*", re.IGNORECASE)
 _WHAT_IS_THIS = re.compile(r"\s*what(?:'s|\s+is)\s+(?:this|it|that|here)\s*[.?!]*\s*", re.IGNORECASE)
 
@@ -57,8 +53,8 @@ def prepare_question(
     if _WHAT_IS_THIS.fullmatch(plain):
         meant = _meant(marks, selected)
         return AskedQuestion(REFER if meant.point_xy is None else POINT, (meant,))
-    if (found := _FIND.fullmatch(plain)) and not _CHIP.search(plain):
-        return AskedQuestion(LOCATE.format(phrase=found[1]), phrase=found[1])
+    if (phrase := sought_phrase(plain)) and not _CHIP.search(plain):
+        return AskedQuestion(LOCATE.format(phrase=phrase), phrase=phrase)
     asked: list[Mark] = []
 
     def chip(match: re.Match[str]) -> str:

@@ -34,9 +34,11 @@ from .probe.regions import labelled_regions, reader, remembered
 
 @dataclass(frozen=True)
 class CeilingConfig:
-    """probe_regions: most regions the logistic regression learns from. width, epochs, lr: of the convolutional head."""
+    """probe_regions: most regions the logistic regression learns from. readouts: of `probe.regions.READOUTS`. width,
+    epochs, lr: of the convolutional head."""
 
     probe_regions: int = 30_000
+    readouts: tuple[str, ...] = ("own",)
     width: int = 256
     epochs: int = 12
     batch_size: int = 128
@@ -50,18 +52,19 @@ def supervised_ceiling(
     """Shares of `test` that heads trained on `train` get right, each with its number of rows.
 
     Returns `region_top1` (tags and category of every region that is no text), `text_top1` (the transcript, among those
-    of `train`), `located_acc50` (IoU of at least 0.5 for every class that stands at one region of its image).
+    of `train`), for another readout than "own" with its name before (`value_region_top1`), and `located_acc50` (IoU of
+    at least 0.5 for every class that stands at one region of its image).
     """
     config = config or CeilingConfig()
     classes = ObjectClasses.of(train.records, "tags", stuff=True)
-    read, found = remembered(reader(tower, "own")), {}
-    for name, labels in (
-        ("region", object_labels(classes)),
-        ("text", text_labels(transcripts(train.records))),
-    ):
-        known = labelled_regions(read, train, labels, config.probe_regions)
-        right = linear(known, labelled_regions(read, test, labels))
-        found |= {f"{name}_top1": right.value or 0.0, f"{name}_n": right.n}
+    found: dict[str, float] = {}
+    kinds = {"region": object_labels(classes), "text": text_labels(transcripts(train.records))}
+    for readout in config.readouts:
+        read, before = remembered(reader(tower, readout)), "" if readout == "own" else f"{readout}_"
+        for kind, labels in kinds.items():
+            known = labelled_regions(read, train, labels, config.probe_regions)
+            right = linear(known, labelled_regions(read, test, labels))
+            found |= {f"{before}{kind}_top1": right.value or 0.0, f"{before}{kind}_n": right.n}
     right, total = _locate(tower, train, test, classes, config)
     return found | {"located_acc50": right / max(total, 1), "located_n": total}
 

@@ -4,6 +4,8 @@
 coordinates, both, or a box drawn into the image).
 """
 
+import re
+
 IMAGE_TOKEN = "<image>"
 REGION_TOKEN = "<region>"
 NO_BOX = "none"  # the answer to "where is ..." when nothing fits; every box format reads it as "no box"
@@ -22,6 +24,18 @@ COMPARE_KIND = f"Are {REGION_TOKEN} and {REGION_TOKEN} the same kind?"  # -> YES
 LIST_ALL = "List everything with boxes."  # -> every object, labelled, in reading order
 
 FIRST, SECOND, YES, NO = "the first", "the second", "yes", "no"
+
+_FIND = re.compile(
+    r"\s*(?:find|locate|where\s+(?:is|are))\s+(?:(?:all|every|each)\s+)?(?:(?:the|an?)\s+)?(.+?)\s*[.?!]*\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def sought_phrase(text: str) -> str | None:
+    """What a text asks the place of, as `LOCATE` names it: "Find the red star!" -> "red star". None: it asks for
+    something else."""
+    found = _FIND.fullmatch(text)
+    return found[1] if found else None
 
 
 def user_message(text: str, with_image: bool) -> dict[str, str]:

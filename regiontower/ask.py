@@ -7,7 +7,7 @@ from typing import Any
 from .mllm import Question, answer_questions, load_mllm
 from .mllm.boxes import Boxes
 from .mllm.draw import draw_boxes
-from .mllm.prompts import REGION_TOKEN
+from .mllm.prompts import LOCATE, REGION_TOKEN, sought_phrase
 from .train_stages.images import open_image
 from .vision_towers import UserError
 
@@ -30,7 +30,7 @@ def ask_picture(
 
     Args:
         boxes: "x1,y1,x2,y2" each, in pixels of the picture (after EXIF transpose). A question without `<region>`
-            gets one a box at its end.
+            gets one a box at its end. "Find the X" is asked as "Where is X?".
         device, dtype, quant: as of `load_mllm`.
     Returns:
         `{"answer", "boxes": [{"box_xyxy", "score"}], "status"}`; status is "boxes", "none" or "malformed".
@@ -41,6 +41,8 @@ def ask_picture(
     asked = parse_boxes(boxes, picture.size)
     if len(asked) and REGION_TOKEN not in question:
         question = f"{question} {' '.join([REGION_TOKEN] * len(asked))}"
+    if REGION_TOKEN not in question and (phrase := sought_phrase(question)):
+        question = LOCATE.format(phrase=phrase)  # in the words that models here are trained on
     if out is not None and Path(out).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {out} must end in .png, .jpg or .webp.")
     network, processor = load_mllm(model, device=device, dtype=dtype, quant=quant)

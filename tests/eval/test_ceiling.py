@@ -33,7 +33,7 @@ def found(squares):
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
     tower = RiceVisionModel(RiceVisionConfig(**sizes, patch_size=8, image_size=56, initializer_range=0.1))
-    config = CeilingConfig(width=32, epochs=60, batch_size=32)
+    config = CeilingConfig(readouts=("own", "value"), width=32, epochs=60, batch_size=32)
     return supervised_ceiling(tower, squares(160, 0), squares(20, 1), config)
 
 
@@ -41,4 +41,5 @@ def test_heads_find_plain_colours_and_where_they_are(found):
     """Colours survive in a tower that has learned nothing; chance is a third, and a box at random overlaps by less."""
     assert found["region_top1"] > 0.8 and found["region_n"] == 20
     assert found["text_top1"] > 0.8 and found["text_n"] == 20
+    assert found["value_region_top1"] > 0.8 and found["value_region_n"] == 20
     assert found["located_acc50"] > 0.6 and found["located_n"] == 40

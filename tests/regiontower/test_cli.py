@@ -93,6 +93,15 @@ def test_chat_answers_and_draws(run, tiny_mllm_dir, picture, tmp_path):
     assert drawn.size == (120, 90) and drawn.getpixel((10, 30)) == (255, 0, 0)
 
 
+def test_chat_asks_where_something_is_in_the_words_of_training(run, tiny_mllm_dir, picture):
+    answers = []
+    for question in ("Where is star?", "where is the star", "Find a star!", "Where is a heart?"):
+        status, output, _ = run("chat", picture, question, "--model", tiny_mllm_dir, "--max-new-tokens", 8, "--json")
+        assert status == 0
+        answers.append(json.loads(output.strip().splitlines()[-1])["answer"])
+    assert answers[0] == answers[1] == answers[2] != answers[3]
+
+
 def test_eval_ends_with_the_figures_of_each_task(run, tiny_mllm_dir, tmp_path):
     pytest.importorskip(
         "lmms_eval", exc_type=ImportError, reason="evaluation needs lmms-eval (pip install 'regiontower[eval]')"
