@@ -23,6 +23,7 @@ from .flow import StageFlow
 from .held_out import HeldOut
 from .interrupt import StageInterrupted, StopRequest
 from .manifest import machine, parent_record, read_stage, versions
+from .matrix_units import NOTE, slow_bf16
 from .parts import Part, apply_parts, part_rows, trainability_table
 from .progress import ProgressReport
 from .run_book import RunBook
@@ -163,6 +164,8 @@ def run_stage(
     report = ProgressReport(stage, clock, train.batch_size * train.grad_accum * args.world_size, console)
     for note in plan.notes:
         report.say(note)
+    if slow_bf16(args.device, train.precision):
+        report.say(NOTE)
     if plan.checkpoint is not None:
         report.say(f"resuming from step {clock.step}")
 
