@@ -9,6 +9,7 @@ COMMON = {
     "data.augment.zoom": 0.7,
     "data.view_schedule": [[0.7, 56]],
     "train.compile": False,
+    "train.precision": "fp32",  # quick on every processor; bf16 is so on few
     "train.save_steps": 100,
 }
 
