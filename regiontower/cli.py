@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from . import demo_commands, label_commands, measure_commands, model_commands, train_commands
-from .options import Json, Out, report
+from .options import Json, Out, Overwrite, report
 
 app = typer.Typer(
     name="regiontower",
@@ -27,14 +27,16 @@ app = typer.Typer(
 def quickstart(
     out: Out,
     minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training, both stages together.")] = 4.0,
+    overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Scenes, align and instruct from the packaged tower, evaluation of three models, a report: on this machine."""
     from .quickstart import quickstart as run
+    from .quickstart import results_table
 
-    results = run(out, minutes=minutes)
+    results = run(out, minutes=minutes, overwrite=overwrite)
     page = out / "report" / "index.html"
-    report(results, json_, f"report: {page}")
+    report(results, json_, f"{results_table(results)}\n\nreport: {page}")
 
 
 @app.command()

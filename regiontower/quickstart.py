@@ -21,29 +21,38 @@ MIN_SCENES = 64
 EVAL_SCENES = 240
 EVAL_LIMIT = 300  # rows a task
 GALLERY = 12  # pictures a task in the report
-OVERHEAD_MINUTES = 6  # everything but training, on two cores: for the first estimate of the time left
+OVERHEAD_MINUTES = 4  # everything but training, on two cores: for the first estimate of the time left
 
 PARENTS = {"model.tower": "nano", "model.language_model": "nano-lm"}
 # Row of the results -> packaged model. The control differs in how its tower was trained: image-text contrast (CLIP).
 PACKAGED = {"nano": "nano", "control": "nano-clip"}
 SHOWN = "nano"  # whose pictures are in the report
+# Columns of the table, left first what shows that a tower is region-aware.
+TABLE = {
+    "referring": "referring_em",
+    "reading": "reading_em",
+    "grounding": "grounding_acc50",
+    "mean IoU": "grounding_miou",
+}
 RUN_NAMES = {"stage 1: align": "align", "stage 2: instruct": "instruct"}
 
 
-def quickstart(out: str | Path, minutes: float = 4.0) -> dict[str, Any]:
+def quickstart(out: str | Path, minutes: float = 4.0, overwrite: bool = False) -> dict[str, Any]:
     """Train a RegionLlava from the packaged tower and language model, measure it beside the packaged models, report.
 
-    Stages that are finished in `out` are kept: a run that was interrupted goes on where it stopped.
+    Stages that are finished in `out` are kept: a run that was interrupted goes on where it stopped. Those of other
+    `minutes` are refused, unless they are to be overwritten.
 
     Args:
         out: folder for scenes, runs, evaluations and report.
         minutes: of training, both stages together.
+        overwrite: train both stages again, whatever stands there. Scenes are kept.
     Returns:
         What `out/report/results.json` holds: `{"nano", "control", "trained_now", "seconds"}`; each model is
         `{"grounding_acc50", "grounding_miou", "referring_em", "reading_em", "n"}`, `n` the smallest number of rows of a
         task; `seconds` is the wall time.
     Raises:
-        UserError: lmms-eval is missing, or `out` holds something else.
+        UserError: lmms-eval is missing, or `out` holds something else or runs of other minutes.
     """
     from .eval.baselines import trivial_baselines
     from .eval.report import write_report
@@ -74,10 +83,11 @@ def quickstart(out: str | Path, minutes: float = 4.0) -> dict[str, Any]:
         return [f"{key}={json.dumps(str(v) if isinstance(v, Path) else v)}" for key, v in values.items()]
 
     plan.begin("stage 1: projectors learn to connect tower and language model")
-    align(load_recipe("align-nano", AlignRecipe, stage_overrides("align", **PARENTS)), runs / "align")
+    recipe = load_recipe("align-nano", AlignRecipe, stage_overrides("align", **PARENTS))
+    align(recipe, runs / "align", overwrite=overwrite)
     plan.begin("stage 2: the model learns to answer")
     overrides = stage_overrides("instruct", **{"model.mllm": runs / "align"})
-    instruct(load_recipe("instruct-nano", InstructRecipe, overrides), runs / "instruct")
+    instruct(load_recipe("instruct-nano", InstructRecipe, overrides), runs / "instruct", overwrite=overwrite)
 
     found = {}
     for name, model in {**PACKAGED, "trained_now": runs / "instruct"}.items():
@@ -113,6 +123,16 @@ def headline(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "reading_em": reading["em"],
         "n": min(task["n"] for task in (grounding, referring, reading)),
     }
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """A line for each model of what `quickstart` returned, in per cent."""
+    rows = [["per cent", *TABLE]]
+    for name, figures in results.items():
+        if name != "seconds":
+            rows.append([name, *(f"{100 * figures[key]:.1f}" for key in TABLE.values())])
+    first = max(len(row[0]) for row in rows)
+    return "\n".join(row[0].ljust(first) + "".join(f"{value:>11}" for value in row[1:]) for row in rows)
 
 
 class _Plan:

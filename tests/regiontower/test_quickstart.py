@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
 from regiontower import quickstart
+from regiontower.cli import app
 from regiontower.mllm import load_mllm
+from regiontower.train_stages.recipe import read_yaml
 from regiontower.vision_towers import UserError
 
 
@@ -35,6 +38,52 @@ def test_quickstart_goes_all_the_way_and_goes_on_where_it_stopped(tmp_path, monk
     assert {**again, "seconds": 0} == {**results, "seconds": 0}
     reloaded, _ = load_mllm(out / "runs" / "instruct")
     assert all((a == b).all() for a, b in zip(model.parameters(), reloaded.parameters(), strict=True))
+
+    def minutes_of(stage):
+        return read_yaml(out / "runs" / stage / "recipe.yaml")["train"]["minutes"]
+
+    before = minutes_of("align"), minutes_of("instruct")
+    with pytest.raises(UserError, match="use --overwrite"):
+        quickstart.quickstart(out, minutes=0.04)
+    assert (minutes_of("align"), minutes_of("instruct")) == before
+
+    class Trained(Exception):
+        """Both stages are behind us."""
+
+    def no_evaluation(*_, **__):
+        raise Trained
+
+    monkeypatch.setattr("regiontower.eval.run.evaluate", no_evaluation)
+    with pytest.raises(Trained):
+        quickstart.quickstart(out, minutes=0.04, overwrite=True)
+    assert (minutes_of("align"), minutes_of("instruct")) == (0.006, 0.034)
+    load_mllm(out / "runs" / "instruct")
+
+
+def test_the_command_hands_its_options_on_and_prints_a_table(tmp_path, monkeypatch):
+    asked = {}
+    figures = {"grounding_acc50": 0.6234, "grounding_miou": 0.5186, "referring_em": 1.0, "reading_em": 0.0, "n": 300}
+    results = {"nano": figures, "control": figures, "trained_now": {**figures, "reading_em": 0.00667}, "seconds": 440.1}
+
+    def remember(out, **options):
+        asked.update(options)
+        return results
+
+    monkeypatch.setattr(quickstart, "quickstart", remember)
+    command = ["quickstart", "--out", str(tmp_path), "--minutes", "2"]
+    lines = CliRunner().invoke(app, [*command, "--overwrite"]).output.splitlines()
+    assert asked == {"minutes": 2.0, "overwrite": True}
+    assert lines[0].split() == ["per", "cent", "referring", "reading", "grounding", "mean", "IoU"]
+    assert [line.split() for line in lines[1:4]] == [
+        ["nano", "100.0", "0.0", "62.3", "51.9"],
+        ["control", "100.0", "0.0", "62.3", "51.9"],
+        ["trained_now", "100.0", "0.7", "62.3", "51.9"],
+    ]
+    assert len({len(line) for line in lines[:4]}) == 1  # columns stand under their names
+    assert lines[-1] == f"report: {tmp_path / 'report' / 'index.html'}"
+
+    printed = CliRunner().invoke(app, [*command, "--json"]).output.splitlines()
+    assert asked["overwrite"] is False and [json.loads(line) for line in printed] == [results]
 
 
 def test_a_file_in_the_way_is_one_sentence(tmp_path):
