@@ -37,6 +37,8 @@ def main() -> None:
     out: Path = arguments.out
 
     language_model = arguments.language_model
+    if language_model is not None and Path(language_model).is_dir():
+        language_model = arguments.language_model = Path(language_model)
     if language_model is None:
         language_model = out / "smollm2"
         if not (language_model / "config.json").is_file():
