@@ -33,7 +33,7 @@ REBUILD = """```console
 regiontower bench nano-build --out DIR
 ```
 
-makes all packaged models from nothing, seed 0 everywhere, in some hours on two cores, and leaves them in `DIR/weights`.
+makes all packaged models from nothing, seed 0 everywhere, in many hours on two cores, and leaves them in `DIR/weights`.
 On one machine with the same number of threads two builds are equal to the bit (measured with 50 steps of every stage);
 on another one, figures are within 2 points or should be looked into. Here the control's tower was trained with two
 threads and everything else with one (`--threads`), and the tower of `nano` with one clipping for all its gradients,
