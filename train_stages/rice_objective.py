@@ -42,7 +42,7 @@ class RiceConfig:
         if self.object_weight < 0 or self.ocr_weight < 0 or not self.object_weight + self.ocr_weight:
             raise UserError("object_weight and ocr_weight must be 0 or more, and not both 0")
         if self.row_sparse and self.loss.sample_rate >= 1:
-            raise UserError("model.rice.row_sparse needs model.rice.loss.sample_rate below 1; at 1 every row takes part.")
+            raise UserError("model.rice.row_sparse needs model.rice.loss.sample_rate below 1: at 1 all rows take part.")
 
 
 @dataclass
