@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from ..vision_towers import UserError
 from .answers import Answer, Question, answer_whole
 from .batched_cache import KVRows, align_right, can_share
 from .batched_plan import plan_batches
@@ -84,9 +85,14 @@ class SharedAnswers:
 
     @torch.inference_mode()
     def score(self, questions: Sequence[Question], answers: Sequence[str]) -> list[Likelihood]:
-        """How likely each answer is after its question, as the chat template writes it, its end mark included."""
+        """How likely each answer is after its question, as the chat template writes it, its end mark included.
+
+        Raises:
+            UserError: a kind of model whose prompts cannot be taken apart.
+        """
         if self._reader is None:
-            raise NotImplementedError(f"likelihoods of a {type(self.model).__name__}")
+            kind = type(self.model).__name__
+            raise UserError(f"likelihoods of a {kind} are not computed here; choose tasks with written answers.")
         prompts, prefixes = self._begin(self._reader, questions, answers)
         found: dict[int, Likelihood] = {}
         for length, rows in _by_length(prefixes):

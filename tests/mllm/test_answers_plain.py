@@ -55,6 +55,12 @@ def test_likelihoods_of_a_plain_llava(noise_image):
     assert found.loss == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_likelihoods_of_another_kind_of_model_are_refused_in_one_sentence(noise_image):
+    model, processor = tiny_llava("VipLlava")
+    with pytest.raises(UserError, match=r"likelihoods of a VipLlava.* are not computed here; choose tasks"):
+        SharedAnswers(model, processor).score([Question(noise_image(), TEXTS[0])], ["a red star"])
+
+
 def test_a_checkpoint_on_disk(tmp_path, noise_image, tiny_mllm_dir):
     model, processor = tiny_llava("Llava")
     opened, its_processor = load_llava(save_as(model, processor, tmp_path / "llava", "v4"), device="cpu", dtype="bf16")
