@@ -10,14 +10,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..mllm.boxes import Boxes, box_format
+from ..mllm.boxes import Boxes
 from ..mllm.draw import OVERLAY_COLORS, draw_boxes
 from ..mllm.processing import RegionLlavaProcessor
 from ..mllm.prompts import IMAGE_TOKEN, REGION_TOKEN
 from ..vision_towers.errors import UserError
 from .conversation_ids import IGNORED, TooLong, conversation_ids
-from .conversations import RenderedTurn, render_turns, sample_conversation
-from .mllm_data import Sample
+from .conversation_kinds import Turn
+from .conversations import RenderedTurn, sample_conversation
+from .mllm_data import Sample, fitting_turns
 from .picture_file import PictureFile
 from .records import Record
 
@@ -81,17 +82,17 @@ def encode(example: Example, processor: RegionLlavaProcessor, max_tokens: int, r
             size = example.picture.size()
         frame = processor.frame(size)
         if example.record is not None:
-            drawn = sample_conversation(example.record, rng, example.mix, example.most_turns)
-            turns = render_turns(drawn, box_format(processor.box_format), frame)
+            turns, ids, labels, count = fitting_turns(lambda: _drawn(example, rng), processor, frame, max_tokens)
+            _refuse_placeholders(turns, example)
         else:
             turns = [RenderedTurn(question, (), answer) for question, answer in example.turns]
-        if not turns:
-            raise Unusable("silent", example.name, "it has nothing to ask about")
-        _refuse_placeholders(turns, example)
-        shown = example.picture is not None
-        ids, labels, count = conversation_ids(
-            processor, turns, frame, max_tokens, with_image=shown, system=example.system
-        )
+            if not turns:
+                raise Unusable("silent", example.name, "it has nothing to ask about")
+            _refuse_placeholders(turns, example)
+            shown = example.picture is not None
+            ids, labels, count = conversation_ids(
+                processor, turns, frame, max_tokens, with_image=shown, system=example.system
+            )
         regions = Boxes([box for turn in turns[:count] for box in turn.boxes])
         boxes = processor.to_input(regions, frame) if processor.embeds_regions else torch.zeros(0, 4)
     except TooLong as error:
@@ -101,6 +102,13 @@ def encode(example: Example, processor: RegionLlavaProcessor, max_tokens: int, r
     if all(label == IGNORED for label in labels):
         raise Unusable("masked", example.name, "no token of it is learned")
     return Encoded(ids, labels, boxes, regions, example.picture)
+
+
+def _drawn(example: Example, rng: random.Random) -> list[Turn]:
+    assert example.record is not None
+    if turns := sample_conversation(example.record, rng, example.mix, example.most_turns):
+        return turns
+    raise Unusable("silent", example.name, "it has nothing to ask about")
 
 
 def with_pixels(sample: Encoded, processor: RegionLlavaProcessor) -> Sample:

@@ -1,4 +1,4 @@
-"""The `data` block of recipes that mix several sources."""
+"""The `data` block of `align` and `instruct`: one set of region records, or several sources that are mixed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _STRICT = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(gt=0)]
 
 CONVERSATIONS, DATASETS = "conversations", "datasets"  # formats that only a mixture reads
+DECODED = "decoded"  # a way to make batches
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -71,3 +72,41 @@ class MixtureData:
     def longest(self) -> int:
         """Tokens of the longest conversation."""
         return min(self.max_tokens, self.row_tokens) if self.batches == "packed" else self.max_tokens
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ConversationData(RecordSource):
+    """One set of region records, turned into conversations.
+
+    mix: kind of turn -> weight (`conversations.DEFAULT_MIX`). turns: most turns a picture.
+    batches: "grouped", "packed" and "plain", and with them `row_tokens`, `window` and `feature_cache`, are those of
+    `MixtureData`. "decoded": every picture is decoded once, before training, into `cache_dir` (inside the run when
+    absent), and batches are drawn at random: for small pictures that are seen many times.
+    max_tokens: longest conversation, image tokens included.
+    """
+
+    mix: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_MIX))
+    turns: Count = 6
+    batches: Literal["grouped", "packed", "plain", "decoded"] = "grouped"
+    row_tokens: Count = 4096
+    window: Count = 512
+    max_tokens: Count = 1024
+    feature_cache: Literal["bf16", "fp32"] | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batches == DECODED and self.feature_cache is not None:
+            raise ValueError("with batches: decoded pixels are kept, not features; feature_cache needs other batches")
+
+    def mixture(self) -> MixtureData:
+        """The same as a mixture of one source; what is decoded comes as it is."""
+        source = MixtureSource(self.records, self.root, self.format, self.check_images, mix=self.mix, turns=self.turns)
+        return MixtureData(
+            (source,),
+            "plain" if self.batches == DECODED else self.batches,
+            row_tokens=self.row_tokens,
+            window=self.window,
+            max_tokens=self.max_tokens,
+            feature_cache=self.feature_cache,
+            cache_dir=self.cache_dir,
+        )

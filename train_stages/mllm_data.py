@@ -19,6 +19,7 @@ from ..vision_towers import pad_boxes
 from ..vision_towers.errors import UserError
 from .bad_records import BadRecord, name_bad
 from .conversation_ids import IGNORED, TooLong, conversation_ids
+from .conversation_kinds import Turn
 from .conversations import RenderedTurn, render_turns, sample_conversation
 from .pixels import PixelCache
 from .record_io import RecordSet, load_record_image
@@ -71,8 +72,8 @@ class ConversationDataset(Dataset):
         cache_dir: Path | None,
     ):
         self.processor, self.mix, self.turns, self.max_tokens = processor, mix, turns, max_tokens
-        self.format = box_format(processor.box_format)
         self.pictures: RecordSet | PixelCache = records
+        self._too_long: dict[int, BadRecord] = {}  # index -> why no question fits; each worker counts its own
         unreadable: list[BadRecord] = []
         # With row ends inputs have many sizes, tiles are many inputs, and with overlay they are drawn on: no array of
         # pixels can hold them.
@@ -96,27 +97,36 @@ class ConversationDataset(Dataset):
         return len(self.usable)
 
     def __getitem__(self, index: int) -> Sample:
-        row = self.usable[index]
+        """Raises UserError when no question fits for more than max(5, 1 %) of the records, or for all."""
+        while True:
+            try:
+                return self._sample(self.usable[index])
+            except TooLong as error:
+                self._refuse_too_many(index, error)
+                index = (index + 1) % len(self.usable)  # the next one takes its place
+
+    def _refuse_too_many(self, index: int, error: TooLong) -> None:
+        record = self.pictures.records[self.usable[index]]
+        self._too_long.setdefault(index, BadRecord(record.image, str(error)))
+        if len(self._too_long) > max(5, len(self.usable) / 100) or len(self._too_long) == len(self.usable):
+            raise UserError(
+                f"no question about {len(self._too_long)} of {len(self.usable)} records fits into data.max_tokens: "
+                f"{name_bad(list(self._too_long.values()))}"
+            )
+
+    def _sample(self, row: int) -> Sample:
         record = self.pictures.records[row]
         frame = self.processor.frame((record.width, record.height))
         # `random` is seeded for this very item by the engine.
-        turns, ids, labels, count = self._drawn(record, frame)
+        turns, ids, labels, count = fitting_turns(
+            lambda: sample_conversation(record, random.Random(random.random()), self.mix, self.turns),
+            self.processor,
+            frame,
+            self.max_tokens,
+        )
         regions = Boxes([box for turn in turns[:count] for box in turn.boxes])
         boxes = self.processor.to_input(regions, frame) if self.processor.embeds_regions else torch.zeros(0, 4)
         return Sample(ids, labels, self._pixels(row, record, regions, frame), boxes, size=frame.original_size)
-
-    def _drawn(self, record: Record, frame: ImageFrame) -> tuple[list[RenderedTurn], list[int], list[int], int]:
-        """Turns, and of `conversation_ids`. Where not even the first turn fits, others are drawn; the last of `_DRAWS`
-        raises TooLong."""
-        for left in reversed(range(_DRAWS)):
-            drawn = sample_conversation(record, random.Random(random.random()), self.mix, self.turns)
-            turns = render_turns(drawn, self.format, frame)
-            try:
-                return turns, *conversation_ids(self.processor, turns, frame, self.max_tokens)
-            except TooLong:
-                if not left:
-                    raise
-        raise AssertionError
 
     def _pixels(self, row: int, record: Record, regions: Boxes, frame: ImageFrame) -> np.ndarray:
         if isinstance(self.pictures, PixelCache):
@@ -125,6 +135,24 @@ class ConversationDataset(Dataset):
         if self.processor.region_prompt == "overlay":
             picture = draw_boxes(picture, regions, OVERLAY_COLORS)
         return self.processor.pixels(picture)
+
+
+def fitting_turns(
+    draw: Callable[[], list[Turn]], processor: RegionLlavaProcessor, frame: ImageFrame, max_tokens: int
+) -> tuple[list[RenderedTurn], list[int], list[int], int]:
+    """Turns about a picture, and their `conversation_ids`. Where not even the first turn fits, others are drawn.
+
+    Raises:
+        TooLong: of the last of `_DRAWS`.
+    """
+    for left in reversed(range(_DRAWS)):
+        turns = render_turns(draw(), box_format(processor.box_format), frame)
+        try:
+            return turns, *conversation_ids(processor, turns, frame, max_tokens)
+        except TooLong:
+            if not left:
+                raise
+    raise AssertionError
 
 
 def collate_samples(

@@ -21,15 +21,14 @@ from ..vision_towers import load_tower
 from ..vision_towers.errors import CANNOT_OPEN, UserError, in_one_line
 from ..vision_towers.packaged import model_source
 from .chat_templates import set_chat_template
-from .conversations import DEFAULT_MIX, check_mix
+from .conversations import check_mix
 from .engine import StageResult, run_stage
 from .lora import LoraRecipe, add_lora
 from .mixed_data import StageData, mixed_data, say
-from .mixture_recipe import MixtureData
+from .mixture_recipe import DECODED, ConversationData, MixtureData
 from .mllm_data import ConversationDataset, collate_samples
 from .mllm_work import MllmWork
 from .record_io import data_hash
-from .record_source import RecordSource
 from .train_config import TrainConfig
 from .tuning import LayerDecay, check_quant, local_device, save_tuned, tuned_parts
 
@@ -94,20 +93,6 @@ class InstructModel:
 
     mllm: str
     quant: Quant = "none"
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ConversationData(RecordSource):
-    """Region records turned into conversations.
-
-    mix: kind of turn -> weight (`conversations.DEFAULT_MIX`). turns: most turns a picture. max_tokens: longest
-    conversation, image tokens included. cache_dir: where decoded pixels are kept; inside the run when absent.
-    """
-
-    mix: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_MIX))
-    turns: Count = 6
-    max_tokens: Count = 1024
-    cache_dir: str | None = None
 
 
 def _kind_of_data(data: Any) -> str:
@@ -284,10 +269,11 @@ def _stage_data(
     device: str,
 ) -> StageData:
     data = recipe.data
-    if isinstance(data, MixtureData):
+    if isinstance(data, MixtureData) or data.batches != DECODED:
         lora = recipe.lora if isinstance(recipe, InstructRecipe) else None
         trains = bool(recipe.lr.tower) or (lora is not None and "tower" in lora.on)
-        return mixed_data(data, model, processor, recipe.train, tower_trains=trains, run_dir=run_dir, device=device)
+        mixture = data if isinstance(data, MixtureData) else data.mixture()
+        return mixed_data(mixture, model, processor, recipe.train, tower_trains=trains, run_dir=run_dir, device=device)
     check_mix(data.mix)
     records = data.read()
     cache_dir = Path(data.cache_dir) if data.cache_dir else run_dir / "pixel_cache"

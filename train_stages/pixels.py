@@ -5,8 +5,10 @@ Decoding beside training halves its speed on a small machine; a cache of 112 px 
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -75,7 +77,7 @@ class PixelCache:
 
         The folder's entry is keyed by the images' paths, sizes and times, by `side` and by `fill`, so a changed image
         is decoded again. An unreadable image, or one of another size than its record says, is a bad record; more than
-        max(5, 1 %) of them, or nothing else, raise UserError.
+        max(5, 1 %) of them, or nothing else, raise UserError, and so does a disk without room for all.
         """
         if cache_dir is None:
             array = np.empty((len(record_set), 3, side, side), dtype=np.uint8)
@@ -87,9 +89,8 @@ class PixelCache:
         index = entry.with_suffix(".json")
         if not index.exists():  # written last, so a broken-off build is built again
             part = entry.with_suffix(f".{os.getpid()}.part")
-            shape = (len(record_set), 3, side, side)
-            array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
             try:
+                array = _new_array(part, (len(record_set), 3, side, side))
                 good, bad = _decode_all(record_set, side, fill, progress, array)
                 array.flush()
                 part.replace(entry)
@@ -101,6 +102,23 @@ class PixelCache:
         held = json.loads(index.read_text(encoding="utf-8"))
         bad = [BadRecord(*row) for row in held["bad"]]
         return _assemble(record_set, np.load(entry, mmap_mode="r"), held["good"], bad)
+
+
+def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """An array on the disk, whose room is taken now: a memory map finds a full disk by SIGBUS, without a word."""
+    size = math.prod(shape)
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{shape[0]} decoded pictures of {shape[-1]} px take {size / 1e9:.2f} GB in {path.parent}, and there are "
+            f"{free / 1e9:.2f} ({error.strerror}); make room, or choose another folder: data.cache_dir."
+        ) from error
+    return array
 
 
 def _assemble(record_set: RecordSet, pixels: np.ndarray, good: list[int], bad: list[BadRecord]) -> PixelCache:
@@ -126,7 +144,8 @@ def _decode_all(
     good: list[int] = []
     bad: list[BadRecord] = []
     total = len(record_set)
-    with tqdm(total=total, desc=f"decoding images at {side} px", unit="img", disable=not progress) as bar:
+    about = f"decoding images at {side} px" + (f" ({array.nbytes / 1e9:.1f} GB)" if array.nbytes > 1e9 else "")
+    with tqdm(total=total, desc=about, unit="img", disable=not progress) as bar:
         for row, result in enumerate(_decoded(record_set, side, fill)):
             if isinstance(result, str):
                 bad.append(BadRecord(record_set.records[row].image, result))

@@ -30,8 +30,8 @@ from .chat_stream import Tally, grouped
 from .check_recipe import read_stage_recipe
 from .conversation_ids import IGNORED, ends_answers
 from .mixture import open_mixture
-from .mixture_recipe import MixtureData, MixtureSource
-from .mllm_stage import AlignModel, AlignRecipe, ConversationData, InstructRecipe, put_together
+from .mixture_recipe import MixtureData
+from .mllm_stage import AlignModel, AlignRecipe, InstructRecipe, put_together
 from .packing import pack_rows
 
 MASKED = 0.01  # share of samples of which nothing is learned that is an error
@@ -81,7 +81,7 @@ def look_at_samples(
     """
     recipe = read_stage_recipe(source, overrides)
     processor = recipe_processor(recipe)
-    data = _as_mixture(recipe.data)
+    data = recipe.data if isinstance(recipe.data, MixtureData) else recipe.data.mixture()
     mixture = open_mixture(data.sources, recipe.train.seed)
     tally, samples = Tally(), []
     for place in range(count):
@@ -167,13 +167,6 @@ def recipe_processor(recipe: AlignRecipe | InstructRecipe) -> RegionLlavaProcess
     with torch.device("meta"):
         language_model = AutoModelForCausalLM.from_config(config)
     return put_together(model, load_tower(model.tower), language_model, tokenizer)[1]
-
-
-def _as_mixture(data: ConversationData | MixtureData) -> MixtureData:
-    if isinstance(data, MixtureData):
-        return data
-    source = MixtureSource(data.records, data.root, data.format, data.check_images, mix=data.mix, turns=data.turns)
-    return MixtureData((source,), "plain", max_tokens=data.max_tokens, row_tokens=max(4096, data.max_tokens))
 
 
 def _findings(report: BatchReport, tally: Tally, processor: RegionLlavaProcessor) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from regiontower.mllm import Question, answer_questions, load_mllm
 from regiontower.mllm.boxes import Boxes
 from regiontower.train_stages import mllm_data
+from regiontower.train_stages.chat_stream import Windows
 from regiontower.train_stages.engine import StageInterrupted
+from regiontower.train_stages.mixture import open_mixture
+from regiontower.train_stages.mixture_recipe import MixtureSource
 from regiontower.train_stages.mllm_data import ConversationDataset, collate_samples
 from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
 from regiontower.train_stages.recipe import load_recipe, packaged_recipes
@@ -33,7 +37,7 @@ def scenes(tmp_path_factory):
 
 def align_recipe(scenes, tiny_parents, **train) -> AlignRecipe:
     model = {"tower": str(tiny_parents / "tower"), "language_model": str(tiny_parents / "lm")}
-    data = {"records": str(scenes), "turns": 3, "mix": {"classify": 1, "grounding": 1}}
+    data = {"records": str(scenes), "turns": 3, "mix": {"classify": 1, "grounding": 1}, "batches": "decoded"}
     return load_recipe({"model": model, "data": data, "train": TRAIN | train}, AlignRecipe)
 
 
@@ -164,11 +168,63 @@ def test_a_question_that_is_too_long_is_drawn_again(scenes, tiny_mllm, monkeypat
     short, long = min(lengths(500)), max(lengths(500))
     limit = (short + long) // 2
     assert max(lengths(limit)) <= limit < long
-    with pytest.raises(UserError, match=r"one turn takes \d+ tokens and max_tokens is"):
+    with pytest.raises(UserError, match=r"6 of 12 records .* one turn takes \d+ tokens and max_tokens is"):
         lengths(short - 1)
     monkeypatch.setattr(mllm_data, "_DRAWS", 1)
     with pytest.raises(UserError, match="one turn takes"):
         lengths(limit)
+
+
+def test_a_record_of_which_no_question_fits_makes_room_for_the_next(scenes, tiny_mllm, tmp_path):
+    """In batches of both kinds; one record must not end a run of days."""
+    records = read_records(scenes)
+    wordy = records.records[3]
+    regions = [region.model_copy(update={"category": "very " * 400 + "long"}) for region in wordy.regions]
+    (tmp_path / "images").symlink_to(scenes.parent / "images")
+    kept = [*records.records[:3], wordy.model_copy(update={"regions": regions}), *records.records[4:]]
+    path = tmp_path / "records.jsonl"
+    write_records(path, kept)
+    options = {"turns": 1, "max_tokens": 300, "cache_dir": None}
+    dataset = ConversationDataset(read_records(path), tiny_mllm[1], {"classify": 1.0}, **options)
+    random.seed(0)
+    assert np.array_equal(dataset[3].pixels, dataset[4].pixels)
+    source = MixtureSource(str(path), mix={"classify": 1.0}, turns=1)
+    windows = Windows(open_mixture([source], 0), tiny_mllm[1], 300, 12, 0)
+    samples = list(windows.samples(0))
+    assert samples.count(None) == 1 and len(windows.filled(0, samples)) == 12 and len(windows.tally.masked) == 1
+
+
+def test_records_are_grouped_by_default_like_a_mixture_of_one(scenes, tiny_parents, tmp_path):
+    """Grouped, packed and with kept features; decoded only when the recipe says so."""
+    weights = {}
+    for name, data in {
+        "records": {"records": str(scenes), "turns": 3, "mix": {"classify": 1, "grounding": 1}, "max_tokens": 500},
+        "sources": {
+            "sources": [{"records": str(scenes), "turns": 3, "mix": {"classify": 1, "grounding": 1}}],
+            "max_tokens": 500,
+        },
+    }.items():
+        recipe = align_recipe(scenes, tiny_parents, steps=2)
+        recipe = load_recipe({"model": asdict(recipe.model), "data": data, "train": TRAIN | {"steps": 2}}, AlignRecipe)
+        run = align(recipe, tmp_path / name, device="cpu").run_dir
+        assert not (run / "pixel_cache").exists()
+        weights[name] = load_file(run / "model.safetensors")
+    assert all(torch.equal(weights["records"][name], weights["sources"][name]) for name in weights["records"])
+    align(align_recipe(scenes, tiny_parents, steps=2), tmp_path / "decoded", device="cpu")
+    assert (tmp_path / "decoded" / "pixel_cache").is_dir()
+    with pytest.raises(UserError, match="feature_cache needs other batches"):
+        load_recipe(
+            {"model": asdict(recipe.model), "train": TRAIN}
+            | {"data": {"records": "r", "batches": "decoded", "feature_cache": "fp32"}},
+            AlignRecipe,
+        )
+
+
+def test_kept_features_of_one_record_set(scenes, tiny_parents, tmp_path):
+    recipe = align_recipe(scenes, tiny_parents)
+    data = {"records": str(scenes), "turns": 3, "mix": {"classify": 1}, "batches": "packed", "feature_cache": "fp32"}
+    recipe = load_recipe({"model": asdict(recipe.model), "data": data, "train": TRAIN | {"steps": 2}}, AlignRecipe)
+    assert (align(recipe, tmp_path / "run", device="cpu").run_dir / "feature_cache").is_dir()
 
 
 @pytest.mark.parametrize("name", [name for name in packaged_recipes() if name.startswith(("align", "instruct"))])

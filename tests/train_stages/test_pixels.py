@@ -1,5 +1,8 @@
 """The pixel cache: decoded once, keyed by what it was made from, and no image lost without a word."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,3 +105,14 @@ def test_too_many_unreadable_images_stop_the_run(make_set, tmp_path):
 
 def test_mean_colour_is_what_normalisation_turns_into_zero():
     assert mean_colour((0.48145466, 0.4578275, 0.40821073)) == CLIP_GREY
+
+
+def test_a_disk_without_room_is_said_before_anything_is_decoded(make_set, tmp_path, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(module, "_decoded", lambda *args: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"4 decoded pictures of 28 px take 0\.00 GB .*No space left") as error:
+        PixelCache.build(make_set(4), SIDE, tmp_path / "cache", progress=False)
+    assert "\n" not in str(error.value) and not list((tmp_path / "cache").iterdir())
