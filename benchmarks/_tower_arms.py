@@ -3,11 +3,22 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+_SIZE = {
+    "hidden_size": 128,
+    "layers": 4,
+    "heads": 4,
+    "intermediate_size": 512,
+    "patch_size": 14,
+    "image_size": 112,
+    "num_region_layers": 2,
+}
+_TEXT = {"embed_dim": 128, "text_hidden": 128, "text_layers": 2, "text_heads": 4, "max_tokens": 64}
 COMMON = {
     "model.tower": None,
     "model.keep_heads": False,
+    "model.size": _SIZE,
     "data.augment.zoom": 0.7,
-    "data.view_schedule": [[0.7, 56]],
+    "data.view_schedule": [[0.85, 56]],
     "train.compile": False,
     "train.precision": "fp32",  # quick on every processor; bf16 is so on few
     "train.save_steps": 100,
@@ -25,13 +36,17 @@ class Arm:
     ablation: bool = False
 
 
+_SEES = ("value", "crops")
+# CLIP reads captions of whole images, as CLIP does. `clip_views` is told of every view what is in it, which takes the
+# boxes of its objects: it is no CLIP any more, and shows how much of the difference those words alone make.
 MAIN = {
-    "clip": Arm("clip-nano", {}, ("value", "crops")),
+    "clip": Arm("clip-nano", {"data.captions": "image", "model.clip": _TEXT}, _SEES),
+    "clip_views": Arm("clip-nano", {"data.captions": "visible", "model.clip": _TEXT}, _SEES),
     "rice": Arm("rice-nano", {}),
-    "cloc": Arm("cloc-nano", {"model.cloc.text.text_layers": 2}),
-    "umg_clip": Arm("umg-clip-nano", {"model.umg_clip.text.text_layers": 2}),
+    "cloc": Arm("cloc-nano", {"model.cloc.text": _TEXT}),
+    "umg_clip": Arm("umg-clip-nano", {"model.umg_clip.text": _TEXT}),
 }
-_SHORT = {name: replace(arm, ablation=True) for name, arm in MAIN.items()}
+_SHORT = {name: replace(arm, ablation=True) for name, arm in MAIN.items() if arm.readouts == ("own",)}
 
 
 def _changed(arm: str, **changes: Any) -> Arm:
@@ -80,8 +95,10 @@ SIGNS = (
     Sign("rice_rho_0.1", "rice_rho_0.5", "linear", _RICE),
     Sign("rice_rho_0.1", "rice_short", "linear", "MLCD, of rho 0.1 and 1"),
     Sign("cloc_short", "cloc_roi_align", "text_to_region_r1", _CLOC),
+    Sign("cloc_short", "cloc_roi_align", "text_to_region_r10", _CLOC),
     Sign("cloc_short", "cloc_no_filter", "zero_shot", _CLOC),
     Sign("umg_clip_short", "umg_clip_no_region", "linear", _UMG),
     Sign("umg_clip_short", "umg_clip_no_pixel", "linear", _UMG),
+    Sign("umg_clip_short", "umg_clip_no_pixel", "zero_shot_masks", _UMG),
     Sign("umg_clip_short", "umg_clip_image_only", "linear", _UMG),
 )

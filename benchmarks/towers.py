@@ -3,7 +3,7 @@
     regiontower bench towers --out DIR [--steps 600] [--seeds 3] [--arms clip rice ...] --json
     regiontower bench towers --out DIR --data DATA [--steps 200] --json
 
-Every arm starts from nothing on cached pixels: zoomed views of 56 px for 70 % of the steps, then of 112 px. Ablations
+Every arm starts from nothing on cached pixels: views of 56 px for 85 % of the steps, then of 112 px. Ablations
 have a share of the steps, a tenth as in the papers. What a probe finds of each tower on held-out images is averaged
 over the seeds; `signs` says of each comparison that the papers make whether it holds here, by the differences of the
 same seeds. An interrupted run goes on where it stopped. `--data` is a folder with `train.jsonl` and `val.jsonl` in the
@@ -37,7 +37,8 @@ from regiontower.vision_towers.errors import UserError
 
 SCENES, HELD_OUT = 6_000, 500
 FIGURES = (
-    "linear", "knn", "reading_linear", "reading_tokens", "zero_shot", "text_to_region_r1", "region_to_text_r1",
+    "majority", "linear", "knn", "reading_linear", "reading_tokens", "zero_shot", "zero_shot_masks",
+    "text_to_region_r1", "text_to_region_r10", "region_to_text_r1", "region_to_text_r10",
     "lit_zero_shot", "lit_text_to_region_r1",
 )  # fmt: skip
 Figures = dict[str, dict[str, float]]  # readout -> figure -> value
@@ -61,9 +62,11 @@ def main() -> None:
     arguments = parser.parse_args()
     data = _photographs(arguments.data, arguments.out) if arguments.data else _scenes(arguments)
     found: dict[str, list[Figures]] = {name: [] for name in arguments.arms}
+    kept: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.arms}
     for seed in range(arguments.seeds):  # all arms of a seed before the next seed: what is there is comparable
         for name in arguments.arms:
-            found[name].append(_measured(name, ARMS[name], seed, data, arguments))
+            kept[name].append(_measured(name, ARMS[name], seed, data, arguments))
+            found[name].append(kept[name][-1]["figures"])
     table = {name: averaged(rows) for name, rows in found.items()}
     results = {
         "command": typed("towers", parser, arguments),
@@ -71,6 +74,9 @@ def main() -> None:
         "steps": {"main": _steps(MAIN["clip"], arguments), "ablations": _steps(ARMS["rice_short"], arguments)},
         "batch_size": arguments.batch_size,
         "seeds": arguments.seeds,
+        "classes": next(iter(kept.values()))[0]["classes"],
+        "held_out": {name: rows[0]["rows"] for name, rows in kept.items()},
+        "seconds": {name: [row["seconds"] for row in rows] for name, rows in kept.items()},
         "arms": table,
         "signs": signs(found, SIGNS),
         **stamp({name: _run(arguments.out, name, 0) for name in arguments.arms}),
@@ -122,8 +128,8 @@ def _steps(arm: Arm, arguments: argparse.Namespace) -> int:
     return max(1, round(arguments.steps * (arguments.ablation_share if arm.ablation else 1)))
 
 
-def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Namespace) -> Figures:
-    """The probe's figures of one arm and seed, made or kept from before.
+def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the probe finds of one arm and seed, made or kept from before: figures, rows, classes, seconds, settings.
 
     Raises:
         UserError: those kept are of other settings.
@@ -131,13 +137,15 @@ def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Na
     run, started = _run(arguments.out, name, seed), time.perf_counter()
     lit = arguments.lit_steps if arm.recipe == "rice-nano" and not arm.ablation else 0
     settings = {"steps": _steps(arm, arguments), "batch_size": arguments.batch_size, "data": data.name}
-    settings |= {"probe_regions": arguments.probe_regions, "lit_steps": lit}
+    settings |= {"probe_regions": arguments.probe_regions, "lit_steps": lit, "arm": {**COMMON, **arm.changes}}
+    if not data.root:
+        settings |= {"scenes": arguments.scenes, "held_out": arguments.held_out}
     kept = run / "figures.json"
     if kept.exists():
         before = json.loads(kept.read_text(encoding="utf-8"))
         if before["settings"] != settings:
             raise UserError(f"{run} was measured with {before['settings']}, and this is {settings}; give a new --out.")
-        return before["figures"]
+        return before
     root, pixels = str(data.root) if data.root else None, arguments.out / "pixels"
     objects = {"data.object_labels": data.labels} if arm.recipe == "rice-nano" else {}
     values = {
@@ -167,14 +175,20 @@ def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Na
         run, data.train, data.test, tokenizer=data.tokenizer, config=config, format=data.format, image_root=root,
         cache_dir=pixels,
     )  # fmt: skip
-    figures = {
-        readout: {figure: row["value"] for figure, row in rows.items() if figure in FIGURES and row["n"]}
+    there = {
+        readout: {figure: row for figure, row in rows.items() if figure in FIGURES and row["n"]}
         for readout, rows in results["readouts"].items()
     }
-    seconds = {"trained": round(trained - started, 1), "probed": round(time.perf_counter() - trained, 1)}
-    kept.write_text(json.dumps({"settings": settings, "seconds": seconds, "figures": figures}), encoding="utf-8")
+    measured = {
+        "settings": settings,
+        "seconds": {"trained": round(trained - started, 1), "probed": round(time.perf_counter() - trained, 1)},
+        "classes": results["classes"],
+        "rows": {readout: {figure: row["n"] for figure, row in rows.items()} for readout, rows in there.items()},
+        "figures": {readout: {figure: row["value"] for figure, row in rows.items()} for readout, rows in there.items()},
+    }
+    kept.write_text(json.dumps(measured), encoding="utf-8")
     shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the weights are in the run itself
-    return figures
+    return measured
 
 
 def _under(path: Path, root: Path | None) -> str:
@@ -199,7 +213,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 def signs(found: dict[str, list[Figures]], wanted: Sequence[Sign]) -> list[dict[str, Any]]:
     """For each comparison whose arms and figures are there (photographs have no text to read): the difference, seed by
-    seed, and whether its mean is what it should be. An interval that holds 0 says that nothing was found either way."""
+    seed, and whether its mean is what it should be. `resolved`: whether the interval says so too, either way."""
     rows = []
     for sign in wanted:
         if sign.arm not in found or sign.other not in found:
@@ -211,7 +225,9 @@ def signs(found: dict[str, list[Figures]], wanted: Sequence[Sign]) -> list[dict[
             continue
         difference = over_seeds([a - b for a, b in zip(mine, others, strict=True)])  # pyright: ignore
         about = {"arm": sign.arm, "above": sign.other, "figure": sign.figure, "least": sign.least, "source": sign.why}
-        rows.append({**about, "difference": difference, "holds": difference["mean"] >= sign.least})
+        low, high = difference["ci95"] or (-math.inf, math.inf)
+        resolved = low >= sign.least or high < sign.least
+        rows.append({**about, "difference": difference, "holds": difference["mean"] >= sign.least, "resolved": resolved})
     return rows
 
 

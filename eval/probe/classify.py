@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from .regions import ProbeRegions
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of the neighbours' votes; both as in DINO (arXiv 2104.14294, Sec. 4.1)
+STEPS = 200  # of the logistic regression's solver (L-BFGS), at most
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def nearest_neighbours(train: ProbeRegions, test: ProbeRegions) -> Share:
 
 
 def linear(train: ProbeRegions, test: ProbeRegions) -> Share:
-    """Top-1 of a logistic regression on standardised embeddings (scikit-learn's, L2 penalty C = 1)."""
+    """Top-1 of a logistic regression on standardised embeddings (scikit-learn's, L2 penalty C = 1, `STEPS` at most)."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -68,7 +71,9 @@ def linear(train: ProbeRegions, test: ProbeRegions) -> Share:
     if len(np.unique(train.classes)) == 1:
         return share(test.classes == train.classes[0], test.images, test.classes)
     scaler = StandardScaler().fit(train.features)
-    head = LogisticRegression(max_iter=200).fit(scaler.transform(train.features), train.classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the same number of steps for every tower is the protocol
+        head = LogisticRegression(max_iter=STEPS).fit(scaler.transform(train.features), train.classes)
     return share(head.predict(scaler.transform(test.features)) == test.classes, test.images, test.classes)
 
 
