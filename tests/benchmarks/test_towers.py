@@ -28,6 +28,10 @@ def test_every_arm_is_a_recipe_on_the_same_tower(name):
     assert recipe.lr == first.lr and ARMS[name].ablation == (name not in MAIN)
 
 
+def test_clip_is_told_of_whole_images_and_its_twin_of_views():
+    assert recipe_of("clip").data.captions == "image" and recipe_of("clip_views").data.captions == "visible"
+
+
 def test_an_ablation_differs_in_what_it_says():
     recipes = {name: recipe_of(name) for name in ABLATIONS}
     assert all(recipes[a] != recipes[b] for a in recipes for b in recipes if a < b)
@@ -71,9 +75,15 @@ def test_signs_are_differences_of_the_same_seeds():
     assert row["difference"]["seeds"] == pytest.approx([0.1, 0.25]) and row["difference"]["mean"] == pytest.approx(
         0.175
     )
-    assert row["holds"] and row["above"] == "clip"
+    assert row["holds"] and row["above"] == "clip" and not row["resolved"]  # two seeds that differ say little
     found["clip"][1]["value"]["linear"] = 0.56
     assert not signs(found, [least])[0]["holds"]
+    found["clip"] = [{"value": {"linear": value - 0.2 - rest}} for value, rest in ((0.5, 0), (0.75, 1e-4))]
+    (row,) = signs(found, [least])
+    assert row["holds"] and row["resolved"]
+    found["clip"] = [{"value": {"linear": value - 0.05 - rest}} for value, rest in ((0.5, 0), (0.75, 1e-4))]
+    (row,) = signs(found, [least])
+    assert not row["holds"] and row["resolved"]
 
 
 def run(capsys, *words):
@@ -98,9 +108,15 @@ def test_it_runs_small_and_goes_on_where_it_stopped(capsys, tmp_path, arms):
     assert not {"reading_tokens", "lit_zero_shot"} & set(found["arms"]["rice_no_ocr"]["own"])
     assert {"zero_shot", "text_to_region_r1"} <= set(found["arms"]["cloc_roi_align"]["own"])
     assert len(found["signs"]) == sum(sign.arm in arms and sign.other in arms for sign in SIGNS) > 1
+    assert found["classes"] > 1 and found["held_out"]["rice"]["own"]["linear"] > 0
+    assert [set(seconds) for seconds in found["seconds"]["cloc"]] == [{"trained", "probed"}]
     assert (tmp_path / "towers.png").is_file() and not (tmp_path / "runs/rice-0/checkpoints").exists()
-    with pytest.raises(UserError, match="give a new --out"):
-        run(capsys, "--out", tmp_path, "--scenes", "10", "--held-out", "5", "--arms", "clip")
+    for other in (
+        ("--scenes", "10", "--held-out", "5"),
+        ("--scenes", "10", "--held-out", "4", "--probe-regions", "30"),
+    ):
+        with pytest.raises(UserError, match="give a new --out"):
+            run(capsys, "--out", tmp_path, "--scenes", "10", *other, "--arms", "clip")
 
 
 def test_it_runs_on_photographs(capsys, tmp_path, shared_data):
