@@ -157,5 +157,7 @@ def _cache(
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
+    """A line on stderr, of the first process alone."""
+    if int(os.environ.get("RANK", "0")):
+        return
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
