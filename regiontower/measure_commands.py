@@ -112,7 +112,15 @@ def probe(
         str | None, typer.Option(help="A COCO-box protocol over --data instead: clipself-macc or fgclip-acc.")
     ] = None,
     templates: Annotated[
-        Path | None, typer.Option(help="Prompt templates of --protocol, one a line; a short list of ours when absent.")
+        Path | None,
+        typer.Option(
+            help="Prompt templates, one a line with {} for the class; when absent its name alone, or with --protocol "
+            "a short list of ours."
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Candidates of --protocol, one name a line; the records' own categories when absent."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures as JSON, and pictures.")] = None,
     format_: RecordFormat = "records",
@@ -135,19 +143,19 @@ def probe(
     from .vision_towers import UserError
 
     readouts = tuple(name.strip() for name in readout.split(","))
+    known = {} if templates is None else {"templates": read_templates(templates)}
     if protocol is not None:
         if labels != "category" or any(given is not None for given in (test, tokenizer, lit_steps, detect_steps)):
             raise UserError("a protocol takes categories and learns nothing: --data and --readout are all it needs.")
-        known = {} if templates is None else {"templates": read_templates(templates)}
-        asked = CocoBoxConfig(protocol, readouts, side, **known)  # pyright: ignore
+        asked = CocoBoxConfig(protocol, readouts, side, classes=classes, **known)  # pyright: ignore
         found = classify_coco_boxes(tower, data, asked, out=out, format=format_, image_root=image_root, device=device)
         report(found, json_, coco_box_table(found))
         return
-    if templates is not None:
-        raise UserError("prompt templates belong to a protocol; give --protocol, too.")
+    if classes is not None:
+        raise UserError("--classes names the candidates of a protocol; give --protocol, too.")
     lit = None if lit_steps is None else LitConfig(lit_steps)
     detect = None if detect_steps is None else DetectConfig(detect_steps)
-    config = ProbeConfig(labels, readouts, side, lit=lit, detect=detect)  # pyright: ignore
+    config = ProbeConfig(labels, readouts, side, lit=lit, detect=detect, **known)  # pyright: ignore
     results = run(
         tower,
         data,

@@ -1,12 +1,15 @@
 """The two protocols of "COCO box classification", which have one name in the literature and are not comparable.
 
-`clipself-macc` (CLIPSelf, arXiv 2310.01403): panoptic records, things and stuff. Every category is a candidate; regions
-whose box has an area of 8^2 to 1024^2 px; the longest side of an image at 1024 px, the rest of the square black. Mean
-over classes of top-1 and top-5: boxes of things, masks of things, masks of stuff, and things cut out with their box
-enlarged 1.5 times.
+`clipself-macc` (CLIPSelf, arXiv 2310.01403): panoptic records, things and stuff. All categories are candidates, of
+things and of stuff for either; regions whose box has an area of 8^2 to 1024^2 px; the longest side of an image at
+1024 px (patches of 16 px) or 896 px (of 14), the rest of the square black. Mean over classes of top-1 and top-5: boxes
+of things, masks of things, masks of stuff, and things cut out with their box enlarged 1.5 times.
 
 `fgclip-acc` (FG-CLIP, arXiv 2505.05071): instances. The categories of things are the candidates, boxes of any size, the
 whole image at the tower's size. Share of all boxes, top-1 and top-5.
+
+The papers' candidates are those of the data set: COCO's 133 or 80, LVIS's 1203. Records say only which ones occur in
+them, and fewer candidates are easier: a file of names (`classes`) says what the candidates are.
 
 Texts of both are means over prompt templates. Not known to us, and therefore ours: where the padding lies (the image is
 centred), in which pixels boxes are measured (the original's), that stuff is filtered by the same rule, how a crop gets
@@ -30,11 +33,11 @@ from ...train_stages.pixels import PixelCache
 from ...train_stages.record_io import RecordSet, read_records
 from ...train_stages.records import Record, Region
 from ...train_stages.region_labels import NO_CLASS
-from ...vision_towers import TowerSpec, UserError, describe_tower
+from ...vision_towers import TowerSpec, UmgClipVisionModel, UserError, describe_tower, resize_tower
 from .classify import Share
 from .enlarged_crops import enlarged_crops
 from .mask_regions import dense_tower, mask_regions
-from .prompts import TEMPLATES, class_texts
+from .prompts import TEMPLATES, class_texts, read_classes
 from .ranked import class_mean_top, micro_top, ranks
 from .regions import CROPS, Labels, ProbeRegions, labelled_regions, reader
 from .table import figure_lines
@@ -47,7 +50,10 @@ Protocol = Literal["clipself-macc", "fgclip-acc"]
 CLIPSELF, FGCLIP = "clipself-macc", "fgclip-acc"
 
 MIN_AREA, MAX_AREA = 8**2, 1024**2  # px^2 of the original image, both included
-CLIPSELF_SIDE = 1024
+# The longest side by the patch's side, in px: 64 patches, as in CLIPSelf's code for B/16 and L/14
+# (github.com/wusize/CLIPSelf, scripts/test_eva_vit*_macc_boxes_masks.sh, --det-image-size). It has no other patches.
+CLIPSELF_SIDES = {16: 1024, 14: 896}
+OTHER_SIDE = 1024
 ENLARGED = 1.5
 BLACK = (0, 0, 0)
 IMAGES_AT_ONCE = 128  # decoded ones in memory: 400 MB at 1024 px
@@ -56,12 +62,15 @@ IMAGES_AT_ONCE = 128  # decoded ones in memory: 400 MB at 1024 px
 @dataclass(frozen=True)
 class CocoBoxConfig:
     """readouts: of `regions.READOUTS`, those that lie in the space of the texts; not "crops". side: pixels of the
-    square; when absent the protocol's, or the tower's own where it takes no other. templates: with a `{}` each."""
+    square; when absent the protocol's, or the tower's own where it takes no other. A tower that takes one size only is
+    resized to `side`. templates: with a `{}` each. classes: a file of the candidates' names (`read_classes`), for
+    `clipself-macc` of things and of stuff; when absent, the categories that occur in the records."""
 
     protocol: Protocol
     readouts: tuple[str, ...] = ("own",)
     side: int | None = None
     templates: tuple[str, ...] = TEMPLATES
+    classes: str | Path | None = None
 
 
 def classify_coco_boxes(
@@ -81,18 +90,22 @@ def classify_coco_boxes(
         data: region records with categories; `stuff` tells stuff (and crowds) from things, masks are optional.
         out: folder for `PROTOCOL.json`; nothing is written without it.
     Returns:
-        `{"tower", "protocol", "side", "classes", "templates", "images", "readouts": {readout: {figure: {"value", "n",
-        "ci95"}}}}`. Figures of `clipself-macc`, means over classes: `things_boxes_top1`, `things_masks_top1`,
+        `{"tower", "protocol", "side", "resized_from", "classes", "classes_from", "templates", "images", "readouts":
+        {readout: {figure: {"value", "n", "ci95"}}}}`. `resized_from`: pixels of the size that the tower was made for
+        where it was resized, else None. `classes`: how many candidates; `classes_from`: their file, or "records".
+        Figures of `clipself-macc`, means over classes: `things_boxes_top1`, `things_masks_top1`,
         `stuff_masks_top1`, and of the readout `crops` `things_crops_top1`; of `fgclip-acc`, shares of all boxes:
         `boxes_top1`; each also as top5. Masks are read where the readout has dense features, crops where the pooled
         output lies in the space of the texts.
     Raises:
-        UserError: a tower without texts, a readout outside of their space, a protocol that there is not, or records
-            without a category.
+        UserError: a tower without texts, a readout outside of their space, a protocol that there is not, a side that
+            cuts patches, records without a region of a category that the protocol counts, or a file of candidates that
+            lacks one of them.
     """
     if config.protocol not in _LOOKS:
         raise UserError(f"there is no protocol {config.protocol!r}; choose {' or '.join(_LOOKS)}.")
-    model, side = open_with_texts(tower, resolve_device(device))
+    on = resolve_device(device)
+    model, side = open_with_texts(tower, on)
     if side is None:
         raise UserError(f"{str(tower)!r} has no texts to compare regions with; a protocol needs a tower with texts.")
     usable = [name for name in side.regions if name != CROPS]
@@ -100,21 +113,25 @@ def classify_coco_boxes(
         if name not in usable:
             raise UserError(f"a protocol cannot read by {name!r}; this tower's texts go with {', '.join(usable)}.")
     records = read_records(data, format, image_root)
-    names = candidates(records.records, config.protocol)
+    names = candidates(records.records, config.protocol, config.classes)
     spec = describe_tower(model.config)
-    pixels = checked_side(config.side or protocol_side(config.protocol, spec), spec)
+    pixels = config.side or protocol_side(config.protocol, spec)
+    seeing = _tower_for(pixels, tower, model, on)
+    crops = model if CROPS in side.regions else None
     texts = class_texts(side.texts, names, config.templates)
     rows: dict[tuple[str, str], list[_Ranked]] = {}
     with tqdm(total=len(records), desc=config.protocol, unit="img") as bar:
         for start in range(0, len(records), IMAGES_AT_ONCE):
             part = replace(records, records=records.records[start : start + IMAGES_AT_ONCE])
-            seen = _LOOKS[config.protocol](model, part, names, pixels, config.readouts, CROPS in side.regions)
+            seen = _LOOKS[config.protocol](seeing, part, names, pixels, config.readouts, crops)
             for (readout, what), regions in seen.items():
                 if len(regions):
                     ranked = ranks(in_space(regions, side, readout) @ texts.T, regions.classes)
                     found = _Ranked(ranked, regions.images + start, regions.classes)
                     rows.setdefault((readout, what), []).append(found)
             bar.update(len(part))
+    if not rows:
+        raise UserError(f"{data} has no region that {config.protocol} counts; docs/probe.md says which it does.")
     figures: dict[str, dict[str, Share]] = {}
     for (readout, what), found in rows.items():
         of_all = _figures(found, config.protocol)
@@ -123,7 +140,9 @@ def classify_coco_boxes(
         "tower": str(tower),
         "protocol": config.protocol,
         "side": pixels,
+        "resized_from": None if seeing is model else spec.image_size,
         "classes": len(names),
+        "classes_from": "records" if config.classes is None else str(config.classes),
         "templates": len(config.templates),
         "images": len(records),
         "readouts": {name: json_rows(found) for name, found in figures.items()},
@@ -137,20 +156,35 @@ def classify_coco_boxes(
 
 def coco_box_table(results: dict[str, Any]) -> str:
     """The figures in lines, for reading."""
+    resized = f" (resized from {results['resized_from']})" if results["resized_from"] else ""
+    whose = "that occur in the records" if results["classes_from"] == "records" else f"of {results['classes_from']}"
     head = (
-        f"{results['tower']}: {results['protocol']} at {results['side']} px, {results['classes']} classes by "
-        f"{results['templates']} templates, {results['images']} images"
+        f"{results['tower']}: {results['protocol']} at {results['side']} px{resized}, {results['classes']} classes "
+        f"{whose} by {results['templates']} templates, {results['images']} images"
     )
     return "\n".join([head, *figure_lines(results["readouts"])])
 
 
-def candidates(records: Sequence[Record], protocol: Protocol) -> list[str]:
-    """The classes that a region may have, sorted: all categories that occur, or with `fgclip-acc` those of things.
-    Raises UserError when there is none."""
+def candidates(records: Sequence[Record], protocol: Protocol, classes: str | Path | None = None) -> list[str]:
+    """The classes that a region may have: those of the file `classes`, in its order; without one all categories that
+    occur, or with `fgclip-acc` those of things, sorted.
+
+    Raises:
+        UserError: no category occurs, or one that the file lacks.
+    """
     regions = [region for record in records for region in record.regions if protocol == CLIPSELF or not region.stuff]
-    names = sorted({region.category for region in regions if region.category is not None})
-    if not names:
+    occurring = sorted({region.category for region in regions if region.category is not None})
+    if not occurring:
         raise UserError("no region of the records has a category; a protocol needs them.")
+    if classes is None:
+        return occurring
+    names = list(read_classes(classes))
+    absent = sorted(set(occurring) - set(names))
+    if absent:
+        raise UserError(
+            f"{classes} lacks {len(absent)} of the {len(occurring)} categories that occur in the records, e.g. "
+            f"{absent[0]!r}; name every candidate as the records do, one a line."
+        )
     return names
 
 
@@ -178,7 +212,12 @@ Seen = dict[tuple[str, str], ProbeRegions]
 
 
 def _clipself(
-    model: PreTrainedModel, part: RecordSet, names: list[str], pixels: int, readouts: Sequence[str], crops: bool
+    model: PreTrainedModel,
+    part: RecordSet,
+    names: list[str],
+    pixels: int,
+    readouts: Sequence[str],
+    crops: PreTrainedModel | None,
 ) -> Seen:
     cache = PixelCache.build(part, pixels, fill=BLACK, progress=False)
     things = labels_of(names, stuff=False, wanted=in_area)
@@ -190,13 +229,18 @@ def _clipself(
         if dense is not None:
             found[name, "things_masks"] = mask_regions(dense, cache, things, progress=None)
             found[name, "stuff_masks"] = mask_regions(dense, cache, stuff, progress=None)
-    if crops:
-        found[CROPS, "things_crops"] = enlarged_crops(model, part, cache, things, ENLARGED, BLACK)
+    if crops is not None:
+        found[CROPS, "things_crops"] = enlarged_crops(crops, part, cache, things, ENLARGED, BLACK)
     return found
 
 
 def _fgclip(
-    model: PreTrainedModel, part: RecordSet, names: list[str], pixels: int, readouts: Sequence[str], crops: bool
+    model: PreTrainedModel,
+    part: RecordSet,
+    names: list[str],
+    pixels: int,
+    readouts: Sequence[str],
+    crops: PreTrainedModel | None,
 ) -> Seen:
     cache, labels = stretched(part, pixels), labels_of(names, stuff=False)
     return {(name, "boxes"): labelled_regions(reader(model, name), cache, labels, progress=None) for name in readouts}
@@ -220,8 +264,21 @@ def _figures(rows: Sequence[_Ranked], protocol: str) -> dict[str, Share]:
 
 
 def protocol_side(protocol: Protocol, spec: TowerSpec) -> int:
-    """Pixels of the square: the protocol's in whole patches; the tower's own where it takes no other, and with
+    """Pixels of the square: the protocol's, in whole patches; the tower's own where it takes no other, and with
     `fgclip-acc`."""
     if protocol == FGCLIP or not spec.any_resolution:
         return spec.image_size
-    return CLIPSELF_SIDE // spec.patch_size * spec.patch_size
+    return CLIPSELF_SIDES.get(spec.patch_size, OTHER_SIDE // spec.patch_size * spec.patch_size)
+
+
+def _tower_for(pixels: int, tower: str | Path, model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """What reads squares of `pixels`: `model`, or where that takes another size only, the same `tower` once more with
+    its table of positions interpolated. `model` stays as it is: crops are made to its size."""
+    spec = describe_tower(model.config)
+    if spec.any_resolution or pixels == spec.image_size:
+        checked_side(pixels, spec)
+        return model
+    resized: Any = resize_tower(open_with_texts(tower, device)[0], pixels)
+    if isinstance(resized, UmgClipVisionModel):
+        resized.new_readout(resized.device, resized.dtype)  # lets the blocks of the new tower give dense features
+    return resized.eval()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...mllm.boxes import mean_colour
 from ...mllm.load import resolve_device
@@ -24,7 +24,7 @@ from .labels import object_labels, text_labels, transcripts, word_labels, words_
 from .lit import LitConfig, lit_texts
 from .mask_regions import dense_tower, mask_regions
 from .pictures import pca_sheet, similarity_sheet
-from .reading import read_by_tokens, text_centres
+from .reading import read_by_tokens, refuse_another_vocabulary, text_centres
 from .regions import ProbeRegions, Reader, labelled_regions, reader, remembered
 from .table import figure_lines
 from .table import rows as json_rows
@@ -39,7 +39,9 @@ PICTURES = 6
 class ProbeConfig:
     """labels: what a class is: "category", "tags" (tags and category) or "cluster". readouts: of
     `regions.READOUTS`. side: pixels of the letterboxed square; the tower's own when absent. train_regions: most regions
-    that classifiers learn from. lit: train a text tower for each readout; detect: train a detector; None: do not."""
+    that classifiers learn from. lit: train a text tower for each readout; detect: train a detector; None: do not.
+    templates: the text of a class, for `zero_shot`, `zero_shot_masks` and `image_zero_shot`, is the mean over these,
+    with a `{}` each; its bare name when None."""
 
     labels: ObjectLabels = "category"
     readouts: tuple[str, ...] = ("own",)
@@ -47,6 +49,7 @@ class ProbeConfig:
     train_regions: int = 30_000
     lit: LitConfig | None = None
     detect: DetectConfig | None = None
+    templates: tuple[str, ...] | None = None
 
 
 def probe(
@@ -73,29 +76,37 @@ def probe(
             `config.lit` trains.
         cache_dir: where decoded pixels are kept (`PixelCache`), for further probes; in memory when absent.
     Returns:
-        `{"tower", "labels", "classes", "readouts": {readout: {figure: {"value", "n", "ci95", ...}}}, "images": {...}}`.
+        `{"tower", "labels", "classes", "templates", "readouts": {readout: {figure: {"value", "n", "ci95", ...}}},
+        "images": {...}}`; `templates` is how many there are, 0 for bare names.
         Figures of a readout: `majority`, `knn`, `linear` (top-1 of objects), `reading_linear` (top-1 of transcripts
         that training has), and, where the tower has them, `reading_tokens`, `zero_shot`, `zero_shot_masks`,
         `text_to_region_r1` ..., and with `config.lit` `lit_zero_shot`, `lit_text_to_region_r1` ...; of whole images:
-        `image_to_text_r1` ..., `image_zero_shot_top1` ..., `text_box_acc50`. With `config.detect` also `detection`, as
-        `detection.detection` says.
+        `image_to_text_r1` ..., `image_to_text_all_r1` ..., `image_zero_shot_top1` ..., `text_box_acc50`. With
+        `config.detect` also `detection`, as `detection.detection` says.
     Raises:
-        UserError: a tower, data or readout that cannot work.
+        UserError: a tower, data or readout that cannot work, a tokenizer of another vocabulary than the run's, or
+            nothing in the test that can be measured.
     """
     config = config or ProbeConfig()
     if config.lit is not None and tokenizer is None:
         raise UserError("a text tower is trained on the tokens of a tokenizer; give --tokenizer.")
     model, side = open_with_texts(tower, resolve_device(device))
+    if config.templates is not None and side is None:
+        raise UserError(f"{str(tower)!r} has no texts that prompt templates could be for; leave --templates out.")
+    tokens = None if tokenizer is None else _tokenizer(tokenizer)
+    centres = text_centres(model_source(tower))
+    if tokens is not None and centres is not None and "own" in config.readouts:
+        refuse_another_vocabulary(model_source(tower), tokens)
     readers = {name: remembered(reader(model, name)) for name in config.readouts}  # says now what it cannot read
     spec = describe_tower(model.config)
     fill, pixels = mean_colour(spec.image_mean), checked_side(config.side, spec)
-    known, asked = (PixelCache.build(r, pixels, cache_dir, fill=fill) for r in _records(data, test, format, image_root))
+    parts = _records(data, test, format, image_root)
+    _refuse_an_empty_test(parts[1], side)
+    known, asked = (PixelCache.build(part, pixels, cache_dir, fill=fill) for part in parts)
     classes = ObjectClasses.of(known.records, config.labels, stuff=True)
     words = transcripts(known.records)
     every_word = transcripts([*known.records, *asked.records])
     vocabulary = words_of(known.records)
-    centres = text_centres(model_source(tower))
-    tokens = None if tokenizer is None else open_tokenizer(tokenizer)
 
     rows: dict[str, dict[str, Share]] = {}
     for name, read in readers.items():
@@ -113,11 +124,12 @@ def probe(
             read_texts = labelled_regions(read, asked, text_labels(every_word))
             rows[name]["reading_tokens"] = read_by_tokens(read_texts, every_word, centres, tokens)
         if side is not None and name in side.regions:
-            rows[name] |= _against_texts(name, read, held_out, asked, classes.names, side)
+            rows[name] |= _against_texts(name, read, held_out, asked, classes.names, side, config.templates)
             dense = dense_tower(model, name)
             if dense is not None:
                 masked = mask_regions(dense, asked, labels)
-                rows[name]["zero_shot_masks"] = zero_shot_classes(masked, classes.names, side, name)
+                by_mask = zero_shot_classes(masked, classes.names, side, name, config.templates)
+                rows[name]["zero_shot_masks"] = by_mask
         if config.lit is not None and tokens is not None:
             named = labelled_regions(read, known, word_labels(vocabulary), config.train_regions)
             lit = lit_texts(named, vocabulary, tokens, name, config.lit, model.device)
@@ -127,11 +139,17 @@ def probe(
         "tower": str(tower),
         "labels": config.labels,
         "classes": len(classes),
+        "templates": len(config.templates or ()),
         "train_images": len(known),
         "test_images": len(asked),
         "readouts": {name: json_rows(found) for name, found in rows.items()},
-        "images": json_rows(_of_images(model, asked, side)),
+        "images": json_rows(_of_images(model, asked, side, config.templates)),
     }
+    if not any([results["images"], *results["readouts"].values()]):
+        raise UserError(
+            f"nothing can be measured: no region of the {len(asked)} images of the test has a class ({config.labels}) "
+            "or a transcript that the images to learn from have; give another --test or --labels."
+        )
     if config.detect is not None:
         things = ObjectClasses.of(known.records, config.labels, stuff=False)
         results["detection"] = detection(model, known, asked, things, config.detect)
@@ -140,18 +158,43 @@ def probe(
     return results
 
 
+def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        return open_tokenizer(path)
+    except UserError as error:
+        raise UserError(f"no tokenizer can be opened at '{path}'; give --tokenizer the folder of one.") from error
+
+
+def _refuse_an_empty_test(asked: RecordSet, side: TextSide | None) -> None:
+    """Raises UserError where nothing in the test can be measured, before an image is read."""
+    if any(record.regions for record in asked.records):
+        return
+    if side is None or not any(record.captions or record.tags for record in asked.records):
+        whole = "" if side is None else ", captions or tags"
+        raise UserError(f"{asked.path}: the records of the test have no regions{whole}: nothing can be measured.")
+
+
 def _against_texts(
-    readout: str, read: Reader, objects: ProbeRegions, cache: PixelCache, names: Sequence[str], side: RegionTexts
+    readout: str,
+    read: Reader,
+    objects: ProbeRegions,
+    cache: PixelCache,
+    names: Sequence[str],
+    side: RegionTexts,
+    templates: Sequence[str] | None = None,
 ) -> dict[str, Share]:
-    found = {"zero_shot": zero_shot_classes(objects, names, side, readout)}
+    found = {"zero_shot": zero_shot_classes(objects, names, side, readout, templates)}
     return found | region_retrieval(read, cache, side, readout)
 
 
-def _of_images(model: PreTrainedModel, cache: PixelCache, side: TextSide | None) -> dict[str, Share]:
+def _of_images(
+    model: PreTrainedModel, cache: PixelCache, side: TextSide | None, templates: Sequence[str] | None
+) -> dict[str, Share]:
     if side is None:
         return {}
     spec = describe_tower(model.config)
-    found = image_retrieval(cache, side, spec, model.device) | image_classes(cache, side, spec, model.device)
+    found = image_retrieval(cache, side, spec, model.device)
+    found |= image_classes(cache, side, spec, model.device, templates)
     return found if side.locate is None else found | {"text_box_acc50": located(cache, side, spec, model.device)}
 
 
@@ -183,8 +226,9 @@ def _write(out: Path, results: dict[str, Any], model: PreTrainedModel, cache: Pi
 
 def probe_table(results: dict[str, Any]) -> str:
     """The figures in lines, for reading."""
+    by = f" by {results['templates']} templates" if results["templates"] else ""
     head = (
-        f"{results['tower']}: {results['classes']} classes ({results['labels']}), "
+        f"{results['tower']}: {results['classes']} classes ({results['labels']}){by}, "
         f"{results['train_images']} images to learn from, {results['test_images']} to be tested on"
     )
     lines = [head, *figure_lines({**results["readouts"], "images": results["images"]})]

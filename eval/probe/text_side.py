@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -81,7 +82,7 @@ def open_with_texts(name_or_path: str | Path, device: str = "cpu") -> tuple[PreT
     kind = _model_type(source)
     if kind == ClocConfig.model_type:
         model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval().to(device)
-        return model.vision_tower, _cloc_side(model, open_tokenizer(source))
+        return model.vision_tower, _cloc_side(model, _tokenizer_beside(source))
     if kind in PAIRS:
         pair: Any = load_umg_clip(source, dtype=torch.float32)
         pair.to(device)
@@ -98,8 +99,17 @@ def _model_type(source: str) -> str | None:
         return None
 
 
+def _tokenizer_beside(source: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        return open_tokenizer(source)
+    except UserError as error:
+        raise UserError(
+            f"no tokenizer can be opened at '{source}'; save the one that its texts were trained with there."
+        ) from error
+
+
 def _own_tokenizer(source: str, pair: UmgClipModel) -> PreTrainedTokenizerBase:
-    tokenizer, rows = open_tokenizer(source), pair.text_tower.config.vocab_size
+    tokenizer, rows = _tokenizer_beside(source), pair.text_tower.config.vocab_size
     # Where no tokenizer was saved transformers answers with an empty one of the model's kind.
     if not rows / 2 <= len(tokenizer) <= rows:
         raise UserError(
@@ -146,7 +156,7 @@ def _clip_side(tower: Any, folder: Path) -> TextSide:
     # Readouts whose embeddings went through the layers that the pooled output went through. RoIAlign of an earlier
     # layer's tokens did not.
     readouts = ("value", "crops") if isinstance(tower, RoiVisionModel) else ("own", "value", "crops")
-    tokens = CaptionTokens(open_tokenizer(folder / TEXT_TOWER_FOLDER), text_tower.config.max_position_embeddings)
+    tokens = CaptionTokens(_tokenizer_beside(folder / TEXT_TOWER_FOLDER), text_tower.config.max_position_embeddings)
     return TextSide(
         texts=text_embedder(encode, tokens, tower.device),
         images=lambda pixels: project(tower(pixels).pooler_output),
@@ -168,3 +178,8 @@ def text_embedder(
         return torch.cat(found)
 
     return embed
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length 1, float32, on the CPU."""
+    return F.normalize(rows.float().cpu(), dim=-1)

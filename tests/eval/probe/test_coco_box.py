@@ -12,7 +12,7 @@ from PIL import Image
 from regiontower.eval.probe import CocoBoxConfig, classify_coco_boxes, coco_box_table, read_templates
 from regiontower.eval.probe.coco_box import candidates, in_area, labels_of, protocol_side
 from regiontower.eval.probe.enlarged_crops import enlarged, enlarged_crops
-from regiontower.eval.probe.prompts import TEMPLATES, class_texts
+from regiontower.eval.probe.prompts import TEMPLATES, class_texts, read_classes
 from regiontower.eval.probe.ranked import class_mean, class_mean_top, micro_top, ranks
 from regiontower.eval.probe.text_side import open_with_texts
 from regiontower.eval.probe.views import stretched
@@ -140,6 +140,22 @@ def test_the_whole_image_is_stretched(panoptic):
     assert np.abs(inside - np.array(color)[:, None, None]).max() < 12
 
 
+def test_candidates_of_a_file(panoptic, tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("red\n\n a cat \ngreen\nblue\n", encoding="utf-8")
+    assert read_classes(path) == ("red", "a cat", "green", "blue")
+    assert candidates(panoptic.records, "clipself-macc", path) == ["red", "a cat", "green", "blue"]
+    path.write_text("green\nred\n", encoding="utf-8")
+    assert candidates(panoptic.records, "fgclip-acc", path) == ["green", "red"]  # stuff is none of its boxes
+    with pytest.raises(UserError, match=r"lacks 1 of the 3 categories that occur in the records, e\.g\. 'blue'"):
+        candidates(panoptic.records, "clipself-macc", path)
+    path.write_text("red\ngreen\nred\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 3: 'red' stands in line 1 already"):
+        read_classes(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_classes(tmp_path / "nothing.txt")
+
+
 def _boxes(record):
     from regiontower.mllm.boxes import Boxes
 
@@ -167,14 +183,15 @@ def test_the_protocols_count_what_they_say(pair, panoptic, tmp_path, monkeypatch
     config = CocoBoxConfig("clipself-macc", ("own", {"clip": "value", "siglip": "map"}[kind]), templates=("a {}",))
     first = classify_coco_boxes(folder, panoptic.path, config, out=tmp_path, device="cpu")
     assert json.loads((tmp_path / "clipself-macc.json").read_text()) == first
-    assert first["classes"] == 3 and first["side"] == 56
+    assert first["classes"] == 3 and first["classes_from"] == "records"
+    assert first["side"] == 56 and first["resized_from"] is None
     own = first["readouts"]["own"]
     kinds = {"things_boxes": 6, "things_masks": 6, "stuff_masks": 5}
     assert {name: row["n"] for name, row in own.items()} == {f"{k}_top{t}": n for k, n in kinds.items() for t in (1, 5)}
     assert first["readouts"]["crops"]["things_crops_top1"]["n"] == 6
     other = first["readouts"][config.readouts[1]]
     assert own == other  # the pair's own readout is this one
-    assert "clipself-macc at 56 px, 3 classes by 1 templates" in coco_box_table(first)
+    assert "clipself-macc at 56 px, 3 classes that occur in the records by 1 templates" in coco_box_table(first)
 
     monkeypatch.setattr("regiontower.eval.probe.coco_box.IMAGES_AT_ONCE", 4)  # a part of four images and one of two
     assert classify_coco_boxes(folder, panoptic.path, config, device="cpu") == first
@@ -186,20 +203,54 @@ def test_the_protocols_count_what_they_say(pair, panoptic, tmp_path, monkeypatch
     assert second["readouts"]["own"]["boxes_top5"]["value"] == 1  # of two classes
 
 
+def test_part_of_a_data_set_has_the_same_candidates_by_a_file(pair, panoptic, tmp_path):
+    names = ["blue", "red", "a", "much", "longer", "text", "square", "green"]
+    (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    part = tmp_path / "part.jsonl"
+    write_records(part, panoptic.records[5:])  # the only picture without stuff
+    asked = {"format": "records", "image_root": panoptic.root, "device": "cpu"}
+    config = CocoBoxConfig("fgclip-acc", templates=("{}",), classes=tmp_path / "classes.txt")
+    found = classify_coco_boxes(pair[1], panoptic.path, config, device="cpu")
+    assert found["classes"] == 8 and found["classes_from"] == str(tmp_path / "classes.txt")
+    assert f"8 classes of {found['classes_from']}" in coco_box_table(found)
+    boxes = found["readouts"]["own"]
+    for k in (1, 5):
+        slow = slow_fgclip(pair[1], panoptic, names, ("{}",), k=k)
+        assert boxes[f"boxes_top{k}"]["value"] == pytest.approx(slow)
+    of_part = classify_coco_boxes(pair[1], part, config, **asked)
+    assert of_part["classes"] == 8 and of_part["images"] == 1
+    everything = replace(config, protocol="clipself-macc", classes=None)
+    assert classify_coco_boxes(pair[1], part, everything, **asked)["classes"] == 2
+    assert classify_coco_boxes(pair[1], panoptic.path, everything, device="cpu")["classes"] == 3
+
+
+def test_a_tower_of_one_size_is_resized_when_asked(pair, panoptic):
+    small = classify_coco_boxes(pair[1], panoptic.path, CocoBoxConfig("clipself-macc"), device="cpu")
+    large = classify_coco_boxes(pair[1], panoptic.path, CocoBoxConfig("clipself-macc", side=112), device="cpu")
+    assert (small["side"], large["side"], large["resized_from"]) == (56, 112, 56)
+    assert "at 112 px (resized from 56)" in coco_box_table(large)
+    assert set(large["readouts"]["own"]) == set(small["readouts"]["own"])
+    assert large["readouts"]["crops"] == small["readouts"]["crops"]  # they have the tower's own size
+    config = CocoBoxConfig("fgclip-acc", side=112)
+    boxes = classify_coco_boxes(pair[1], panoptic.path, config, device="cpu")["readouts"]["own"]["boxes_top1"]
+    assert boxes["value"] == pytest.approx(slow_fgclip(pair[1], panoptic, pixels=112))
+
+
 @torch.inference_mode()
-def slow_fgclip(folder, records):
-    """One box at a time, from the file to the class."""
+def slow_fgclip(folder, records, names=("green", "red"), templates=TEMPLATES, pixels=56, k=1):
+    """One box at a time, from the file to the class; transformers interpolates positions where it is larger."""
     model = load_umg_clip(folder, dtype=torch.float32)
     side = open_with_texts(folder)[1]
-    spec, names, right = model.vision_tower.spec, ["green", "red"], []
-    texts = torch.stack([F.normalize(side.texts([t.format(n) for t in TEMPLATES]), dim=-1).mean(0) for n in names])
+    spec, tower, right = model.vision_tower.spec, model.vision_tower, []
+    texts = torch.stack([F.normalize(side.texts([t.format(n) for t in templates]), dim=-1).mean(0) for n in names])
     for record in records.records:
-        image = Image.open(records.image_path(record)).resize((56, 56), Image.Resampling.BICUBIC)
-        pixels = PixelNorm(spec.image_mean, spec.image_std)(torch.from_numpy(np.array(image).transpose(2, 0, 1))[None])
+        image = Image.open(records.image_path(record)).resize((pixels, pixels), Image.Resampling.BICUBIC)
+        normed = PixelNorm(spec.image_mean, spec.image_std)(torch.from_numpy(np.array(image).transpose(2, 0, 1))[None])
         for region in record.regions[:2]:
-            box = torch.tensor(region.box_xyxy) * torch.tensor([0.5, 0.8, 0.5, 0.8])
-            embeds = model.encode_regions(pixels, box[None, None])[0, 0]
-            right.append(names[int(F.cosine_similarity(embeds[None], texts).argmax())] == region.category)
+            box = torch.tensor(region.box_xyxy) * torch.tensor([pixels / 112, pixels / 70] * 2)
+            seen = tower(normed, box[None, None], interpolate_pos_encoding=True)
+            cosine = F.cosine_similarity(model.image_projection(seen.region_embeds[0]), texts)
+            right.append(region.category in [names[i] for i in cosine.argsort(descending=True)[:k]])
     return np.mean(right)
 
 
@@ -215,7 +266,8 @@ def test_each_figure_only_where_it_has_a_meaning(cloc_folder, panoptic):
 def test_the_side_is_the_protocols_where_the_tower_takes_it(rice_tower, pair):
     learned, rotary = (describe_tower(t.config) for t in (open_with_texts(pair[1])[0], rice_tower))
     fourteen = replace(rotary, patch_size=14)
-    assert protocol_side("clipself-macc", rotary) == 1024 and protocol_side("clipself-macc", fourteen) == 1022
+    assert protocol_side("clipself-macc", rotary) == 1024 and protocol_side("clipself-macc", fourteen) == 896
+    assert protocol_side("clipself-macc", replace(rotary, patch_size=16)) == 1024
     assert protocol_side("clipself-macc", learned) == protocol_side("fgclip-acc", rotary) == 56
 
 
@@ -227,7 +279,14 @@ def test_what_no_protocol_can_do_is_one_sentence(pair, rice_tower, panoptic, tmp
         (pair[1], replace(config, readouts=("roi",)), "cannot read by 'roi'"),
         (pair[1], replace(config, readouts=("crops",)), "cannot read by 'crops'"),
         (pair[1], replace(config, protocol="coco"), "clipself-macc or fgclip-acc"),
-        (pair[1], replace(config, side=112), "cannot take 112 px"),
+        (pair[1], replace(config, side=100), "no whole number of patches of 14 px; the nearest size is 98"),
+        (pair[1], replace(config, classes=tmp_path / "none.txt"), "cannot be read"),
     ):
         with pytest.raises(UserError, match=sentence):
             classify_coco_boxes(tower, panoptic.path, asked, device="cpu")
+    tiny = [r.model_copy(update={"regions": r.regions[1:2]}) for r in panoptic.records]  # of 7 px
+    write_records(tmp_path / "tiny.jsonl", tiny)
+    with pytest.raises(UserError, match="no region that clipself-macc counts"):
+        classify_coco_boxes(
+            pair[1], tmp_path / "tiny.jsonl", CocoBoxConfig("clipself-macc"), image_root=panoptic.root, device="cpu"
+        )

@@ -3,15 +3,20 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from regiontower.eval.probe import DetectConfig, LitConfig, ProbeConfig, probe, probe_table
-from regiontower.eval.probe.pictures import patch_boxes
+from regiontower.eval.probe.pictures import GAP, SIDE
 from regiontower.eval.probe.run import split
 from regiontower.train_stages.clip_objective import ClipConfig
 from regiontower.train_stages.masks import polygons_to_mask
+from regiontower.train_stages.pretrain_heads import vocabulary_hash
 from regiontower.train_stages.record_io import write_records
 from regiontower.train_stages.records import Mask
 from regiontower.vision_towers import UserError
@@ -34,9 +39,14 @@ def test_a_probe_finds_the_colours_of_squares(cloc_folder, data, tmp_path):
     assert {"knn", "reading_linear", "zero_shot", "text_to_region_r1", "region_to_text_r10"} <= set(own)
     assert "zero_shot" not in crops  # a crop's pooled feature is not what this tower's texts were trained with
     assert {"image_to_text_r1", "text_box_acc50"} <= set(results["images"])
+    first = Image.open(data.image_path(data.records[4])).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     for name in ("tokens.png", "similarity.png"):
-        picture = Image.open(tmp_path / "out" / name)
-        assert picture.width > 600 and len(set(picture.getdata())) > 50
+        sheet = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
+        assert sheet.shape == (2 * (SIDE + GAP), 3 * (2 * SIDE + 3 * GAP), 3)
+        beside = np.abs(sheet[:SIDE, :SIDE] - np.asarray(first)).max(axis=2)
+        assert (beside == 0).mean() > 0.9  # a box may be drawn into it
+        patches = sheet[:SIDE, SIDE + GAP : 2 * SIDE + GAP].reshape(7, 32, 7, 32, 3)
+        assert np.ptp(patches, axis=(1, 3)).max() == 0 < np.ptp(patches)  # a colour for each of 7 x 7 patches
     table = probe_table(results)
     assert "own     linear" in table and "n = 12" in table
 
@@ -87,8 +97,71 @@ def test_a_size_that_the_tower_cannot_take_is_one_sentence(cloc_folder, data):
         probe(cloc_folder, data.path, config=ProbeConfig(side=57), device="cpu")
 
 
-def test_patches_have_boxes_around_them():
-    boxes = patch_boxes((2, 3), 10).view(2, 3, 4)
-    assert boxes[0, 0].tolist() == [0, 0, 20, 20]
-    assert boxes[1, 1].tolist() == [0, 0, 30, 20]
-    assert torch.equal(patch_boxes((2, 3), 10, around=1).view(2, 3, 4)[1, 2], torch.tensor([20.0, 10, 30, 20]))
+def test_a_test_in_which_nothing_can_be_measured_is_refused(rice_tower, cloc_folder, data, tmp_path):
+    rice_tower.save_pretrained(tmp_path / "tower")
+    asked = {"config": ProbeConfig("tags"), "image_root": data.root, "device": "cpu", "out": tmp_path / "out"}
+    bare = [r.model_copy(update={"regions": []}) for r in data.records[:5]]
+    write_records(tmp_path / "captions.jsonl", bare)
+    write_records(tmp_path / "bare.jsonl", [r.model_copy(update={"captions": []}) for r in bare])
+    with pytest.raises(UserError, match=r"captions.jsonl: the records of the test have no regions: nothing"):
+        probe(tmp_path / "tower", data.path, tmp_path / "captions.jsonl", **asked)
+    with pytest.raises(UserError, match="have no regions, captions or tags: nothing"):
+        probe(cloc_folder, data.path, tmp_path / "bare.jsonl", **asked)
+    unknown = [
+        r.model_copy(update={"regions": [r.regions[0].model_copy(update={"tags": [], "category": "cat"})]})
+        for r in data.records[:5]
+    ]
+    write_records(tmp_path / "unknown.jsonl", unknown)
+    with pytest.raises(UserError, match=r"no region of the 5 images of the test has a class \(tags\)"):
+        probe(tmp_path / "tower", data.path, tmp_path / "unknown.jsonl", **asked)
+    assert not (tmp_path / "out").exists()
+    # A tower with texts has captions to find.
+    results = probe(cloc_folder, data.path, tmp_path / "captions.jsonl", **asked)
+    assert results["readouts"] == {"own": {}} and results["images"]["image_to_text_r1"]["n"] == 5
+
+
+def test_a_tokenizer_is_the_option_that_named_it(rice_tower, data, tmp_path):
+    rice_tower.save_pretrained(tmp_path / "tower")
+    with pytest.raises(UserError, match="give --tokenizer the folder of one"):
+        probe(tmp_path / "tower", data.path, tokenizer=tmp_path / "nothing", device="cpu")
+
+
+def test_text_centres_are_read_with_their_own_vocabulary(rice_tower, data, tmp_path):
+    words = ["<pad>", "red", "green", "blue", "square"]
+    tokenizers = {}
+    for name, order in (("own", words), ("other", words[:1] + words[:0:-1])):
+        inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(order)}, "<pad>"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizers[name] = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>")
+        tokenizers[name].save_pretrained(tmp_path / name)
+    run = tmp_path / "run"
+    rice_tower.save_pretrained(run)
+    save_file({"ocr": torch.randn(len(words), 64)}, run / "centres.safetensors")
+    (run / "stage.json").write_text(json.dumps({"data": {"tokenizer": vocabulary_hash(tokenizers["own"])}}))
+    asked = {"config": ProbeConfig("tags"), "device": "cpu"}
+    with pytest.raises(UserError, match="trained with another vocabulary"):
+        probe(run, data.path, tokenizer=tmp_path / "other", **asked)
+    found = probe(run, data.path, tokenizer=tmp_path / "own", **asked)
+    assert found["readouts"]["own"]["reading_tokens"]["n"] == 12
+    for stage in ("{}", '{"data": {}}'):  # a run that does not know its vocabulary
+        (run / "stage.json").write_text(stage)
+        assert "reading_tokens" in probe(run, data.path, tokenizer=tmp_path / "other", **asked)["readouts"]["own"]
+
+
+def test_classes_are_read_by_templates(pair, data, rice_tower, tmp_path):
+    tagged = [r.model_copy(update={"tags": r.regions[0].tags}) for r in data.records]
+    write_records(data.root / "tagged.jsonl", tagged)
+    asked = {"device": "cpu"}
+    names = probe(pair[1], data.root / "tagged.jsonl", config=ProbeConfig("tags"), **asked)
+    by_template = ProbeConfig("tags", templates=("a {}", "much longer text {}"))
+    found = probe(pair[1], data.root / "tagged.jsonl", config=by_template, **asked)
+    assert (names["templates"], found["templates"]) == (0, 2) and "by 2 templates" in probe_table(found)
+    changed = {"zero_shot", "image_zero_shot_top1", "image_zero_shot_top5"}
+    for place in (lambda results: results["readouts"]["own"], lambda results: results["images"]):
+        before, after = place(names), place(found)
+        assert {n: row for n, row in before.items() if n not in changed} == {
+            n: row for n, row in after.items() if n not in changed
+        }
+    rice_tower.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no texts"):
+        probe(tmp_path, data.path, config=by_template, **asked)

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 
 from regiontower.eval.probe.classify import share
 from regiontower.eval.probe.labels import object_labels
+from regiontower.eval.probe.prompts import class_texts
 from regiontower.eval.probe.reading import read_by_tokens, text_centres
 from regiontower.eval.probe.regions import ProbeRegions, labelled_regions, reader
 from regiontower.eval.probe.text_side import TextSide, open_with_texts
 from regiontower.eval.probe.zero_shot import (
+    all_captions,
     image_classes,
     image_retrieval,
     located,
@@ -21,6 +23,7 @@ from regiontower.eval.probe.zero_shot import (
 )
 from regiontower.train_stages.clip_objective import ClipConfig, ClipObjective
 from regiontower.train_stages.conversations import region_words
+from regiontower.train_stages.normalise import PixelNorm
 from regiontower.train_stages.pretrain_heads import save_text_side
 from regiontower.train_stages.region_labels import ObjectClasses
 from regiontower.vision_towers import TowerSpec, UserError, describe_tower, tower_image_processor
@@ -111,17 +114,87 @@ def test_a_clip_run_brings_its_texts(clip_folder, cache, rice_tower):
 def test_image_retrieval_is_what_a_slow_search_finds(clip_folder, cache):
     tower, side = open_with_texts(clip_folder[0])
     spec = describe_tower(tower.config)
-    from regiontower.train_stages.normalise import PixelNorm
-
     pixels = PixelNorm(spec.image_mean, spec.image_std)(torch.from_numpy(np.array(cache.pixels)))
     captions = [record.captions[0] for record in cache.records]
     distinct = list(dict.fromkeys(captions))
     cosine = F.normalize(side.images(pixels), dim=-1) @ F.normalize(side.texts(distinct), dim=-1).T
     found = image_retrieval(cache, side, spec, tower.device)
+    assert not [name for name in found if "all" in name]  # each image has one caption
     right = [distinct[row.argmax()] == caption for row, caption in zip(cosine, captions, strict=True)]
     assert found["image_to_text_r1"] == share(np.array(right), np.arange(9))
     back = [captions[column.argmax()] == text for column, text in zip(cosine.T, distinct, strict=True)]
     assert found["text_to_image_r1"].value == pytest.approx(np.mean(back))
+
+
+@torch.inference_mode()
+def test_retrieval_by_all_captions_is_what_a_slow_search_finds(clip_folder, cache):
+    tower, side = open_with_texts(clip_folder[0])
+    spec = describe_tower(tower.config)
+    rng, words = np.random.default_rng(3), ["red", "star", "blue", "heart", "sign", "the", "in", "none"]
+    said = [[" ".join(rng.choice(words, 3)) for _ in range(int(rng.integers(2, 6)))] for _ in range(9)]
+    said[4][0] = said[2][1]  # two images with a caption in common
+    records = [r.model_copy(update={"captions": own}) for r, own in zip(cache.records, said, strict=True)]
+    part = replace(cache, records=[records[0].model_copy(update={"captions": []}), *records[1:]])
+    found = image_retrieval(part, side, spec, tower.device)
+    first = image_retrieval(
+        replace(part, records=[r.model_copy(update={"captions": r.captions[:1]}) for r in part.records]),
+        side, spec, tower.device,
+    )  # fmt: skip
+    assert {name: row for name, row in found.items() if "all" not in name} == first
+    pixels = PixelNorm(spec.image_mean, spec.image_std)(torch.from_numpy(np.array(cache.pixels[1:])))
+    images, every = F.normalize(side.images(pixels), dim=-1), sorted({text for own in said[1:] for text in own})
+    texts = {text: F.normalize(side.texts([text])[0], dim=-1) for text in every}
+    for k in (1, 5):
+        there = [
+            any(text in own for text in sorted(every, key=lambda t, i=image: -float(texts[t] @ i))[:k])
+            for image, own in zip(images, said[1:], strict=True)
+        ]
+        back = [
+            any(text in said[1:][i] for i in sorted(range(8), key=lambda i, t=texts[text]: -float(images[i] @ t))[:k])
+            for own in said[1:]
+            for text in own
+        ]
+        forth_share, back_share = found[f"image_to_text_all_r{k}"], found[f"text_to_image_all_r{k}"]
+        assert forth_share.n == 8 and forth_share.value == pytest.approx(np.mean(there))
+        assert back_share.n == sum(map(len, said[1:])) and back_share.value == pytest.approx(np.mean(back))
+    assert found["text_to_image_all_r1"].value < 1
+
+
+def test_one_of_an_images_captions_is_enough_and_each_of_them_asks():
+    axes = {"a": [1.0, 0, 0], "b": [0.9, 0.1, 0], "c": [0, 1.0, 0], "d": [0, 0, 1.0]}
+    side = TextSide(lambda asked: torch.tensor([axes[text] for text in asked]), {}, lambda pixels: pixels)
+    images = F.normalize(torch.tensor([[0.8, 0.2, 0], [0, 0.6, 0.8]]), dim=-1)
+    # The first image is nearest to its second caption; the second to d, which it has. Of the five that ask, "a" (twice,
+    # by both) and "b" find the first image, c and d the second.
+    found = all_captions(images, [["a", "b"], ["a", "c", "d"]], np.array([3, 7]), side)
+    assert found["image_to_text_all_r1"].value == 1 and found["image_to_text_all_r1"].n == 2
+    assert found["text_to_image_all_r1"].value == 1 and found["text_to_image_all_r1"].n == 5
+    apart = all_captions(images, [["a", "c"], ["b", "d"]], np.array([3, 7]), side)
+    assert apart["image_to_text_all_r1"].value == 0.5  # b is nearest to the first image, and is the other's
+    assert apart["text_to_image_all_r1"].value == 0.5  # a and d
+
+
+@torch.inference_mode()
+def test_templates_are_averaged_for_regions_and_images(cache):
+    said = {"x red": [1.0, 0, 0], "y red": [0, 1.0, 0], "red": [0, 0, 1.0], "x green": [0, 0, 1.0]}
+    said |= {"y green": [0, 0, 1.0], "green": [1.0, 0.1, 0]}
+    side = TextSide(
+        lambda asked: torch.tensor([said.get(text, [0.0, 0, 0]) for text in asked]),
+        {"own": lambda rows: rows},
+        lambda pixels: torch.tensor([[0.6, 0.7, 0.1]]).expand(len(pixels), 3),
+    )
+    regions = ProbeRegions(np.array([[0.6, 0.7, 0.1]], np.float32), np.array([0]), np.array([0]))
+    names, templates = ["red", "green"], ("x {}", "y {}")
+    assert zero_shot_classes(regions, names, side, "own").value == 0
+    assert zero_shot_classes(regions, names, side, "own", templates).value == 1
+    torch.testing.assert_close(class_texts(side.texts, names, templates)[0], torch.tensor([0.5**0.5, 0.5**0.5, 0]))
+    own = [["red"], ["red"], ["green"]]  # and all images look the same: as names green, by templates red
+    records = [r.model_copy(update={"tags": tags}) for r, tags in zip(cache.records[:3], own, strict=True)]
+    part = replace(cache, records=records, pixels=cache.pixels[:3])
+    spec = TowerSpec(1, 1, 8, 56, 0, -1, "learned", False, "none", (0.0,) * 3, (1.0,) * 3)
+    for given, value in ((None, 1 / 3), (templates, 2 / 3)):
+        found = image_classes(part, side, spec, torch.device("cpu"), given)
+        assert found["image_zero_shot_top1"].value == pytest.approx(value)
 
 
 def test_images_are_classified_by_their_tags(cache):
