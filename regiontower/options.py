@@ -12,7 +12,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto (as saved), fp32, bf16 or fp16.")]
 Quant = Annotated[str, typer.Option(help="none, or the language model's weights in int8 or nf4.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again where a run of another recipe stands.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Begin again where a finished run or another one stands; an unfinished run of the same recipe goes on.",
+    ),
+]
 Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")]
 RecordFormat = Annotated[
     str,

@@ -219,7 +219,7 @@ def _sentence(error: ValidationError) -> str:
         return f"{path} is missing; set it in the file or with --set {path}=..."
     if first["type"] == "value_error":  # raised by a __post_init__
         return f"{path}: {str(first.get('ctx', {}).get('error')).rstrip('.')}."
-    message = first["msg"].removeprefix("Input ")
+    message = first["msg"].removeprefix("Input ").replace("a valid tuple", "a list")
     return f"{path} {message}, but it is {_short(first['input'])}."
 
 

@@ -1,8 +1,11 @@
 """Fixtures for the tests of the training stages."""
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # `small_runs`, for the tests that share it
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ All kill points: `python -m pytest -n 0 -m "slow or not slow" tests/train_stages
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -20,31 +19,40 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_model
-from transformers import TrainerCallback
+from safetensors.torch import load_file
+from small_runs import FORK, NO_FORK, At, assert_equal_weights, signal_at, small_run
 
 from regiontower.cli import main
-from regiontower.train_stages.engine import Part, run_stage
 from regiontower.train_stages.engine.checkpoint_files import DIGEST_FILE, damage
 from regiontower.train_stages.engine.interrupt import EXIT_STATUS
 from regiontower.train_stages.engine.run_dir import checkpoints, remove_run
 from regiontower.train_stages.engine.run_log import LOG_FILE, LogRow, read_rows
 from regiontower.train_stages.mllm_stage import InstructRecipe, instruct
-from regiontower.train_stages.recipe import TrainConfig, load_recipe
+from regiontower.train_stages.recipe import load_recipe
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.vision_towers.errors import UserError
 
-pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+pytestmark = pytest.mark.skipif(NO_FORK, reason="needs fork")
 
 KILL_POINTS = 20
 FAST = (9, 18)  # of them: a later checkpoint (with LoRA), the model at the end
-FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else multiprocessing
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("scenes"), 6, 0, preset="easy", progress=False)
+
+
+@pytest.fixture(scope="module")
+def sources(scenes) -> list[dict]:
+    """Of a mixture: the scenes, and as many conversations without a picture."""
+    talks = [
+        [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": str(n) * (1 + n % 3)}] for n in range(6)
+    ]
+    path = scenes.parent / "talks.jsonl"
+    path.write_text("\n".join(json.dumps({"conversations": talk}) for talk in talks))
+    return [{"records": str(scenes), "turns": 2}, {"records": str(path), "format": "conversations"}]
 
 
 @dataclass(frozen=True)
@@ -58,19 +66,20 @@ class Straight:
 
 
 @pytest.fixture(scope="module")
-def straight(tiny_mllm_dir, scenes, tmp_path_factory):
-    """`straight("full")` or `straight("lora")` (with dropout): a frozen tower, three checkpoints, of which the first is
-    removed on the way."""
+def straight(tiny_mllm_dir, scenes, sources, tmp_path_factory):
+    """`straight("full")`, `straight("lora")` (with dropout) or `straight("mixture")` (whose data come from processes of
+    their own): a frozen tower, three checkpoints, of which the first is removed on the way."""
 
     @cache
     def make(kind: str) -> Straight:
+        mixed = int(kind == "mixture")
         recipe = load_recipe(
             {
                 "model": {"mllm": str(tiny_mllm_dir)},
-                "data": {"records": str(scenes), "turns": 2},
+                "data": {"sources": sources, "window": 8} if mixed else {"records": str(scenes), "turns": 2},
                 "lr": {"projector": 1e-3, "region_projector": 1e-3, "language_model": 1e-3},
                 "lora": {"rank": 2, "dropout": 0.2} if kind == "lora" else None,
-                "train": {"steps": 6, "batch_size": 2, "threads": 1, "log_steps": 1, "save_steps": 2},
+                "train": {"steps": 6, "batch_size": 2, "threads": 1, "log_steps": 1, "save_steps": 2, "workers": mixed},
             },
             InstructRecipe,
         )
@@ -95,11 +104,11 @@ def command(recipe: InstructRecipe, run_dir: Path, report: Path, kill_at: int | 
 
 
 def _in_child(recipe: InstructRecipe, run_dir: Path, report: Path, kill_at: int | None) -> None:
-    changes = 0
+    changes, training = 0, os.getpid()
 
     def watch(event: str, arguments: tuple) -> None:
         nonlocal changes
-        if event not in EVENTS or not arguments or isinstance(arguments[0], int):
+        if event not in EVENTS or not arguments or isinstance(arguments[0], int) or os.getpid() != training:
             return
         path = os.fsdecode(arguments[0])
         if not path.startswith(str(run_dir)) and os.path.isabs(path):
@@ -143,6 +152,14 @@ def test_kill_9_then_the_same_command_reaches_the_same_weights(straight, tmp_pat
     assert whole.changes > 2 * KILL_POINTS
     kill_at = 1 + point * (whole.changes - 1) // (KILL_POINTS - 1)
     assert command(whole.recipe, tmp_path / "run", tmp_path / "changes", kill_at) == -signal.SIGKILL
+    assert command(whole.recipe, tmp_path / "run", tmp_path / "changes") == 0
+    assert_same(tmp_path / "run", whole)
+
+
+def test_kill_9_of_a_mixture_that_other_processes_load_reaches_the_same_weights(straight, tmp_path):
+    whole = straight("mixture")
+    assert command(whole.recipe, tmp_path / "run", tmp_path / "changes", whole.changes // 2) == -signal.SIGKILL
+    assert checkpoints(tmp_path / "run") and not (tmp_path / "run" / "model.safetensors").exists()
     assert command(whole.recipe, tmp_path / "run", tmp_path / "changes") == 0
     assert_same(tmp_path / "run", whole)
 
@@ -197,61 +214,9 @@ def test_sigterm_saves_and_its_exit_status_says_so(straight, tmp_path):
 # ---- on a small model of the engine alone ----
 
 
-@dataclass
-class Recipe:
-    train: TrainConfig
-
-
-class Small(torch.nn.Module):
-    def __init__(self, width: int = 4) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.head = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
-
-    def forward(self, x: torch.Tensor) -> dict:
-        return {"loss": (self.head(x)[:, 0] - x.sum(1)).square().mean()}
-
-
-def small_run(run_dir: Path, width: int = 4, callbacks=(), **train):
-    config = TrainConfig(**({"steps": 6, "batch_size": 2, "log_steps": 1, "save_steps": 2} | train))
-    model = Small(width)
-    return run_stage(
-        model=model,
-        parts=[Part("head", ("head",), 1e-2)],
-        dataset=[torch.randn(4, generator=torch.Generator().manual_seed(n)) for n in range(12)],
-        collate=lambda items: {"x": torch.stack(items)},
-        train=config,
-        run_dir=run_dir,
-        recipe=Recipe(config),
-        stage="align",
-        parents={},
-        data={},
-        save=lambda folder: save_model(model, str(folder / "model.safetensors")),
-        callbacks=callbacks,
-        device="cpu",
-    )
-
-
-class At(TrainerCallback):
-    """Calls `act(model)` at the end of a step."""
-
-    def __init__(self, step, act):
-        self.step, self.act = step, act
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step == self.step:
-            self.act(model)
-
-
-def assert_equal_weights(folder: Path) -> None:
-    """Of the runs `straight` and `run`."""
-    straight, run = (load_file(folder / name / "model.safetensors") for name in ("straight", "run"))
-    assert straight.keys() == run.keys() and all(torch.equal(straight[name], run[name]) for name in straight)
-
-
 def stop_at(run_dir: Path, step: int) -> None:
     with pytest.raises(SystemExit):
-        small_run(run_dir, callbacks=[At(step - 1, lambda model: signal.raise_signal(signal.SIGTERM))])
+        small_run(run_dir, callbacks=[signal_at(step)])
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +235,10 @@ def stopped(tmp_path_factory) -> Path:
         ("optimizer.pt", "cut"),
         ("trainer_state.json", "flipped"),
         ("clock.json", "gone"),
+        (DIGEST_FILE, "[]"),
+        (DIGEST_FILE, "{}"),
+        (DIGEST_FILE, '{"model.safetensors": 5}'),
+        (DIGEST_FILE, '{"model.safetensors": [5]}'),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(stopped, tmp_path, capsys, file, how):
@@ -279,13 +248,14 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(stopped, tmp_path, c
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
-    path.unlink() if how == "gone" else path.write_bytes(whole[: len(whole) // 2] if how == "cut" else flipped)
+    broken = {"cut": whole[: len(whole) // 2], "flipped": flipped}
+    path.unlink() if how == "gone" else path.write_bytes(broken.get(how, how.encode()))
     capsys.readouterr()
     small_run(tmp_path / "run")
     said = capsys.readouterr().err
     assert f"step_4 cannot be used ({file} is {'missing' if how == 'gone' else 'damaged'}" in said
     assert "resuming from step 2" in said
-    assert_equal_weights(tmp_path)
+    assert_equal_weights(tmp_path / "straight", tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "damaged_step_4").is_dir()  # for whoever wants to look
 
 
@@ -296,7 +266,7 @@ def test_with_no_checkpoint_left_a_run_begins_again_and_says_so(stopped, tmp_pat
     capsys.readouterr()
     small_run(tmp_path / "run")
     assert "no checkpoint is left: starting from the beginning" in capsys.readouterr().err
-    assert_equal_weights(tmp_path)
+    assert_equal_weights(tmp_path / "straight", tmp_path / "run")
 
 
 def test_checkpoints_of_older_versions_have_no_checksums_and_are_read_as_far_as_possible(stopped, tmp_path):
@@ -316,7 +286,7 @@ def test_a_run_of_an_older_version_goes_on_although_recipes_have_new_keys_now(st
     assert len(older) == len(lines) - 2
     recipe.write_text("\n".join(older))
     small_run(tmp_path / "run")
-    assert_equal_weights(tmp_path)
+    assert_equal_weights(tmp_path / "straight", tmp_path / "run")
 
 
 def _with_a_small_disk(run_dir: Path, limit: int, said: Path) -> None:
@@ -344,7 +314,7 @@ def test_a_full_disk_stops_the_run_and_costs_no_checkpoint(tmp_path, limit):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_2"]
     assert damage(checkpoints(tmp_path / "run")[0]) is None
     small_run(tmp_path / "run", width=4096)
-    assert_equal_weights(tmp_path)
+    assert_equal_weights(tmp_path / "straight", tmp_path / "run")
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import signal
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_model
+from small_runs import signal_at
 from torch import nn
 from transformers import TrainerCallback
 
@@ -71,17 +71,6 @@ class NoisyRows(torch.utils.data.Dataset):
 
 def stack(items: list) -> dict[str, torch.Tensor]:
     return {"x": torch.stack([x for x, _ in items]), "y": torch.stack([y for _, y in items])}
-
-
-class SignalAt(TrainerCallback):
-    """Sends this process a signal before step `step` (1-based) is taken."""
-
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
-        self.step, self.number = step, number
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step + 1 == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 TRAIN = TrainConfig(steps=8, batch_size=2, weight_decay=0.1, log_steps=1, save_steps=3, warmup=0.25)
@@ -179,7 +168,7 @@ def test_resume_equals_the_straight_run_to_the_bit(tmp_path, stop_at, grad_accum
     train = TrainConfig(**(TRAIN.__dict__ | {"grad_accum": grad_accum, "save_steps": 100}))
     run(tmp_path / "straight", train)
     with pytest.raises(StageInterrupted, match=f"align stopped at step {stop_at}"):
-        run(tmp_path / "resumed", train, callbacks=[SignalAt(stop_at)])
+        run(tmp_path / "resumed", train, callbacks=[signal_at(stop_at)])
     stage = stage_of(tmp_path / "resumed")
     assert stage["status"] == "interrupted" and stage["steps"] == stop_at
     assert not (tmp_path / "resumed" / "model.safetensors").exists()
@@ -241,7 +230,7 @@ def test_a_finished_run_returns_at_once_unless_overwritten(tmp_path, capsys):
 
 def test_another_recipe_or_other_data_is_refused_with_the_difference(tmp_path):
     with pytest.raises(StageInterrupted):
-        run(tmp_path / "run", callbacks=[SignalAt(2, signal.SIGTERM)])
+        run(tmp_path / "run", callbacks=[signal_at(2, signal.SIGINT)])
     longer = TrainConfig(**(TRAIN.__dict__ | {"steps": 16}))
     with pytest.raises(UserError, match=r"recipe\.train\.steps: 8 there, 16 now"):
         run(tmp_path / "run", longer)
@@ -261,7 +250,7 @@ def test_a_model_directory_is_not_a_run_directory(tmp_path):
 def test_a_budget_of_minutes_ends_the_run_and_counts_what_was_spent(tmp_path):
     train = TrainConfig(minutes=1.5 / 60, batch_size=2, schedule="linear", warmup=0.0, log_steps=1)
     with pytest.raises(StageInterrupted):
-        run(tmp_path / "run", train, callbacks=[SignalAt(3)])
+        run(tmp_path / "run", train, callbacks=[signal_at(3)])
     spent = stage_of(tmp_path / "run")["seconds"]
     assert 0 < spent < 1.5
     result = run(tmp_path / "run", train, model=ToyModel(seed=7))
@@ -350,7 +339,7 @@ def test_a_stream_resumes_where_it_was_whatever_reads_it(tmp_path, workers):
     whole = run(tmp_path / "whole", TrainConfig(steps=6, batch_size=4, log_steps=1), dataset=Counted())
     train = TrainConfig(steps=6, batch_size=4, log_steps=1, workers=workers)
     with pytest.raises(StageInterrupted):
-        run(tmp_path / "cut", train, dataset=Counted(), callbacks=[SignalAt(4)])
+        run(tmp_path / "cut", train, dataset=Counted(), callbacks=[signal_at(4)])
     stream = Counted()
     again = run(tmp_path / "cut", train, dataset=stream)
     assert whole.steps == again.steps == 6

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from small_runs import small_run
 from torch import nn
+from transformers import TrainerCallback
 
 from regiontower.train_stages.class_shard import ClassShard
+from regiontower.train_stages.engine import Part
 from regiontower.train_stages.engine.shards import clip_shards, load_shards, save_shards, whole_table
 
 CLASSES, WIDTH, STEPS, MAX_NORM = 7, 3, 4, 0.5
@@ -67,6 +70,33 @@ def test_other_numbers_of_processes_go_on_with_weights_and_moments(in_processes,
         for table, seen in found:
             torch.testing.assert_close(table, wanted)
             torch.testing.assert_close(seen, norms[2:])
+
+
+class Classifier(Table):
+    """That table as the last layer of a model that the engine trains."""
+
+    def forward(self, x):
+        return {"loss": ((x[:, :WIDTH] * self.shared) @ self.centres.T).square().mean()}
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e-3, 0.0])
+def test_a_run_clips_the_table_apart_from_the_rest(tmp_path, max_grad_norm):
+    """Each to the norm of the recipe; with 0 nothing is clipped."""
+    norms = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            norms.append([float(model.get_parameter(name).grad.norm()) for name in ("centres", "shared")])
+
+    model = Classifier()
+    options = {"model": model, "parts": [Part("all", ("",), 1e-3)], "save": lambda folder: None}
+    small_run(tmp_path / "run", callbacks=[Watch()], options=options, steps=3, max_grad_norm=max_grad_norm)
+    assert len(norms) == 3
+    for each in norms:
+        if max_grad_norm:
+            assert each == pytest.approx([max_grad_norm] * 2, rel=0.01)
+        else:
+            assert min(each) > 0.1
 
 
 def test_a_small_gradient_is_left_alone():

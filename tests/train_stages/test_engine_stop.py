@@ -2,70 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_model
-from transformers import TrainerCallback
+from small_runs import FORK, NO_FORK, At, small_run
 
-from regiontower.train_stages.engine import Part, interrupt, run_stage
+from regiontower.train_stages.engine import interrupt
 from regiontower.train_stages.engine.interrupt import EXIT_STATUS
 from regiontower.train_stages.engine.run_dir import checkpoints
-from regiontower.train_stages.recipe import TrainConfig
 
-pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else multiprocessing
-
-
-@dataclass
-class Recipe:
-    train: TrainConfig
-
-
-class Model(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = torch.nn.Linear(4, 1)
-
-    def forward(self, x: torch.Tensor) -> dict:
-        return {"loss": (self.head(x)[:, 0] - x.sum(1)).square().mean()}
-
-
-class InStep3(TrainerCallback):
-    def __init__(self, act) -> None:
-        self.act = act
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            self.act()
+pytestmark = pytest.mark.skipif(NO_FORK, reason="needs fork")
 
 
 def train(run_dir: Path, act, workers: int = 0, same_request: float = interrupt.SAME_REQUEST) -> None:
     os.setpgrp()
     interrupt.SAME_REQUEST = same_request
-    config = TrainConfig(steps=6, batch_size=2, log_steps=1, workers=workers)
-    model = Model()
-    run_stage(
-        model=model,
-        parts=[Part("head", ("head",), 1e-2)],
-        dataset=[torch.randn(4, generator=torch.Generator().manual_seed(n)) for n in range(12)],
-        collate=lambda items: {"x": torch.stack(items)},
-        train=config,
-        run_dir=run_dir,
-        recipe=Recipe(config),
-        stage="align",
-        parents={},
-        data={},
-        save=lambda folder: save_model(model, str(folder / "model.safetensors")),
-        callbacks=[InStep3(act)],
-        device="cpu",
-    )
+    in_step_3 = At(3, lambda model: act(), before=True)
+    small_run(run_dir, callbacks=[in_step_3], workers=workers, save_steps=500)
 
 
 def twice() -> None:

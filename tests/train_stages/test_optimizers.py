@@ -1,6 +1,8 @@
 """Muon beside AdamW: which tensors go where, the same steps as torch's own two, and a state that comes back."""
 
 import copy
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import nn
 from regiontower.train_stages.engine import Part
 from regiontower.train_stages.engine.optimizers import JointOptimizer, build_optimizer
 from regiontower.train_stages.engine.parts import parameter_groups
+from regiontower.train_stages.engine.trainer import StageTrainer
 from regiontower.train_stages.train_config import TrainConfig
+from regiontower.vision_towers.errors import UserError
 
 TRAIN = TrainConfig(steps=3, optimizer="muon", weight_decay=0.1, betas=(0.9, 0.98))
 
@@ -102,6 +106,45 @@ def test_the_state_comes_back_and_a_scheduler_reaches_both():
     for name, tensor in steps(again, restored, 1).items():
         assert torch.equal(tensor, before[name]), name
     assert isinstance(restored, JointOptimizer)
+
+
+def test_muon_is_refused_for_matrices_in_shards(in_processes):
+    whole = Tiny()
+    sentence = r"train\.optimizer is muon, which works on whole matrices, .* launch with ddp"
+    with pytest.raises(UserError, match=sentence):  # accelerate cuts them once there is an optimizer
+        build_optimizer(groups(whole), TRAIN, "cpu", cut_later=True)
+    whole.hidden[0].weight.ds_id = 0  # how DeepSpeed marks what ZeRO-3 has cut
+    with pytest.raises(UserError, match=sentence):
+        build_optimizer(groups(whole), TRAIN, "cpu")
+    build_optimizer(groups(whole, muon_lr=None), TrainConfig(steps=3), "cpu")
+    (said,) = in_processes(1, of_fsdp2)
+    assert re.search(sentence, said)
+
+
+def of_fsdp2(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = Tiny()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    try:
+        build_optimizer(groups(model), TRAIN, "cpu")
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_a_trainer_that_will_cut_its_model_makes_no_muon(engine):
+    trainer = SimpleNamespace(
+        optimizer=None,
+        bare_model=Tiny,
+        _parts=[Part("all", ("",), 0.01)],
+        _train=TRAIN,
+        args=SimpleNamespace(device=torch.device("cpu")),
+        **{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, engine: True},
+    )
+    with pytest.raises(UserError, match=r"train\.optimizer is muon"):
+        StageTrainer.create_optimizer(trainer)
 
 
 class Classes(nn.Module):

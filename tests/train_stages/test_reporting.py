@@ -3,71 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from dataclasses import dataclass
 from itertools import count
 
 import pytest
 import torch
-from safetensors.torch import save_model
+from small_runs import signal_at, small_run
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
 
-from regiontower.train_stages.engine import Part, StageInterrupted, Work, run_stage, trackers
+from regiontower.train_stages.engine import StageInterrupted, Work, trackers
 from regiontower.train_stages.engine import throughput as speed
 from regiontower.train_stages.engine.run_log import LOG_FILE, LogRow, read_rows
 from regiontower.train_stages.engine.throughput import Throughput, peak_flops
 from regiontower.train_stages.mllm_work import MllmWork
-from regiontower.train_stages.recipe import TrainConfig
 from regiontower.train_stages.tuning import LayerDecay, tuned_parts
 from regiontower.vision_towers.errors import UserError
 
 
-@dataclass
-class Recipe:
-    train: TrainConfig
-
-
-class Model(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.head = torch.nn.Linear(4, 1)
-
-    def forward(self, input_ids: torch.Tensor) -> dict:
-        error = self.head(input_ids.float())[:, 0] - 1
-        return {"loss": error.square().mean(), "metrics": {"error": error.mean()}}
-
-
-def run(run_dir, callbacks=(), **train):
-    config = TrainConfig(**({"steps": 6, "batch_size": 2, "log_steps": 1} | train))
-    model = Model()
-    return run_stage(
-        model=model,
-        parts=[Part("head", ("head",), 1e-2)],
-        dataset=[torch.full((4,), number) for number in range(12)],
-        collate=lambda items: {"input_ids": torch.stack(items)},
-        train=config,
-        run_dir=run_dir,
-        recipe=Recipe(config),
-        stage="align",
-        parents={},
-        data={},
-        save=lambda folder: save_model(model, str(folder / "model.safetensors")),
-        count_work=lambda batch: Work(batch["input_ids"].numel(), 1e6),
-        callbacks=callbacks,
-        device="cpu",
-    )
-
-
-class SignalAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+def run(run_dir, **options):
+    return small_run(run_dir, options={"count_work": lambda batch: Work(batch["x"].numel(), 1e6)}, **options)
 
 
 def test_tensorboard_gets_loss_rates_metrics_and_throughput_once_a_step(tmp_path):
@@ -75,7 +28,7 @@ def test_tensorboard_gets_loss_rates_metrics_and_throughput_once_a_step(tmp_path
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.raises(StageInterrupted):
-        run(tmp_path / "run", callbacks=[SignalAt(4)], report_to=("tensorboard",))
+        run(tmp_path / "run", callbacks=[signal_at(4)], report_to=("tensorboard",))
     run(tmp_path / "run", report_to=("tensorboard",))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
@@ -115,6 +68,8 @@ def test_a_tracker_that_is_not_installed_is_said_before_anything_is_loaded(tmp_p
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train\.report_to names wandb, which is not installed: pip install wandb"):
         run(tmp_path / "run", report_to=("wandb",))
+    with pytest.raises(UserError, match=r"names comet_ml, which is not installed: pip install comet-ml\.$"):
+        run(tmp_path / "run", report_to=("comet_ml", "kubeflow"))
     assert not (tmp_path / "run").exists()
 
 

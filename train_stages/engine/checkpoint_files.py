@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from ..atomic_write import sync, sync_tree
+
 DIGEST_FILE = "files.json"
+_DIGEST = TypeAdapter(Annotated[dict[str, tuple[int, int]], Field(min_length=1)])  # file -> size, CRC-32
 
 
 def write_digest(folder: Path) -> None:
     """Note size and CRC-32 of every file of a checkpoint, after all of them have reached the disk."""
-    digest = {}
-    for path in _files(folder):
-        digest[str(path.relative_to(folder))] = [path.stat().st_size, _crc32(path, sync=True)]
+    sync_tree(folder)
+    digest = {str(path.relative_to(folder)): [path.stat().st_size, _crc32(path)] for path in _files(folder)}
     (folder / DIGEST_FILE).write_text(json.dumps(digest), encoding="utf-8")
+    sync(folder / DIGEST_FILE)
+    sync(folder)
 
 
 def damage(folder: Path) -> str | None:
@@ -31,8 +36,8 @@ def damage(folder: Path) -> str | None:
     if not path.is_file():
         return next((f"{file.name} is damaged" for file in _files(folder) if not _whole(file)), None)
     try:
-        digest: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        digest = _DIGEST.validate_json(path.read_bytes())
+    except ValidationError:
         return f"{DIGEST_FILE} is damaged"
     for name, (size, checksum) in digest.items():
         file = folder / name
@@ -47,13 +52,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGEST_FILE)
 
 
-def _crc32(path: Path, sync: bool = False) -> int:
+def _crc32(path: Path) -> int:
     checksum = 0
     with path.open("rb") as stream:
         while block := stream.read(1 << 22):
             checksum = zlib.crc32(block, checksum)
-        if sync:
-            os.fsync(stream.fileno())
     return checksum
 
 

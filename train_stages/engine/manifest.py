@@ -8,9 +8,11 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from ...vision_towers.errors import UserError
 from ...vision_towers.packaged import model_source
@@ -20,6 +22,36 @@ from ..atomic_write import write_atomically
 STAGE_FILE = "stage.json"
 _PACKAGES = ("regiontower", "torch", "torchvision", "transformers", "accelerate", "peft", "numpy", "pillow")
 _PARENT_KEYS = ("stage", "status", "steps", "seconds", "final_loss", "data")
+_MEND = "delete it to start the run again."
+
+
+@dataclass
+class _Parent:
+    path: str
+    weights_sha256: str | None
+
+
+@dataclass
+class _Machine:
+    processes: int
+
+
+@dataclass
+class _Run:
+    """What is read again of a run's stage.json."""
+
+    stage: str
+    status: Literal["running", "interrupted", "finished"]
+    steps: int
+    seconds: float
+    final_loss: float | None
+    metrics: dict[str, float]
+    data: dict[str, str]
+    parents: dict[str, _Parent]
+    machine: _Machine
+
+
+_RUN = TypeAdapter(_Run)
 
 
 def parent_record(parent: Path | str) -> dict[str, Any]:
@@ -61,18 +93,39 @@ def machine(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 def read_stage(run_dir: Path) -> dict[str, Any] | None:
-    """The run's stage.json, or None where there is none.
+    """What stage.json says there, or None where there is none.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is not a JSON object.
     """
     path = run_dir / STAGE_FILE
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it to start the run again.") from None
+        stage = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {_MEND}") from None
+    if not isinstance(stage, dict):
+        raise UserError(f"{path}: not a run's record, which is a JSON object; {_MEND}")
+    return stage
+
+
+def read_run(run_dir: Path) -> dict[str, Any] | None:
+    """The stage.json of a run of this engine, or None where there is none.
+
+    Raises:
+        UserError: the file is not what the engine writes.
+    """
+    stage = read_stage(run_dir)
+    if stage is None:
+        return None
+    try:
+        _RUN.validate_python(stage)
+    except ValidationError as error:
+        first = error.errors()[0]
+        wrong = f"{'.'.join(str(step) for step in first['loc'])}: {first['msg']}"
+        raise UserError(f"{run_dir / STAGE_FILE}: not a run's record ({wrong}); {_MEND}") from None
+    return stage
 
 
 def write_stage(run_dir: Path, stage: Mapping[str, Any]) -> None:

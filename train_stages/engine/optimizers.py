@@ -8,16 +8,27 @@ from typing import Any
 import torch
 from torch.optim import SGD, AdamW, Muon, Optimizer, SparseAdam
 
+from ...vision_towers.errors import UserError
 from ..train_config import TrainConfig
+from .whole_model import is_shard
 
 
-def build_optimizer(groups: list[dict], train: TrainConfig, device: str) -> Optimizer:
+def build_optimizer(groups: list[dict], train: TrainConfig, device: str, cut_later: bool = False) -> Optimizer:
     """The optimizer of `train` (torch's own implementations).
 
     Args:
         groups: of `parameter_groups`; those with `"method": "muon"` hold matrices only.
         device: type of the parameters' device; where torch has a fused AdamW, it is used.
+        cut_later: the parameters are whole now and will be cut into shards, as FSDP and DeepSpeed do it.
+
+    Raises:
+        UserError: muon, for parameters in shards.
     """
+    if train.optimizer == "muon" and (cut_later or any(is_shard(each) for group in groups for each in group["params"])):
+        raise UserError(
+            "train.optimizer is muon, which works on whole matrices, and FSDP or DeepSpeed cuts them into shards: set "
+            "train.optimizer=adamw, or launch with ddp."
+        )
     if train.optimizer == "sgd":
         return SGD(groups, lr=0.0)
     adamw: dict[str, Any] = {"lr": 0.0, "betas": train.betas, "fused": device in ("cpu", "cuda")}
@@ -26,8 +37,7 @@ def build_optimizer(groups: list[dict], train: TrainConfig, device: str) -> Opti
     make: dict[str, Callable[[list[dict]], Optimizer]] = {
         # Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a hidden matrix
         # by the nearest orthogonal matrix. `match_rms_adamw` (Liu et al. 2025, arXiv 2502.16982, Sec. 2.2) scales that
-        # update to the size of AdamW's, so that learning rates and weight decay mean the same for both. It works on
-        # whole matrices: not for parameters that FSDP or ZeRO cut into shards.
+        # update to the size of AdamW's, so that learning rates and weight decay mean the same for both.
         "muon": lambda mine: Muon(mine, lr=0.0, adjust_lr_fn="match_rms_adamw"),
         "adamw": lambda mine: AdamW(mine, **adamw),
         # Moments and weights change in the rows that have a gradient, and nowhere else.

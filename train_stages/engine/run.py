@@ -22,7 +22,7 @@ from .compiling import compiled_blocks
 from .flow import StageFlow
 from .held_out import HeldOut
 from .interrupt import StageInterrupted, StopRequest
-from .manifest import machine, parent_record, read_stage, versions
+from .manifest import machine, parent_record, read_run, versions
 from .matrix_units import NOTE, slow_bf16
 from .parts import Part, apply_parts, part_rows, trainability_table
 from .progress import ProgressReport
@@ -104,11 +104,11 @@ def run_stage(
         trained_only: checkpoints hold what trains, and no frozen tensor: for adapters, whose `model` takes the rest
             from its parents.
         device: auto, cpu, cuda or mps. Under torchrun every process runs this function; on CPU they talk over gloo.
-        overwrite: remove the run that stands in `run_dir` first.
+        overwrite: remove the run that stands in `run_dir` first, unless it is this very run and not finished.
 
     Raises:
-        UserError: bad parts, empty data, a run directory of another recipe, loss not finite, a disk that is full, a
-            tracker that is not installed.
+        UserError: bad parts, empty data, a run directory of another recipe or one that holds a parent, loss not
+            finite, a disk that is full, a tracker that is not installed.
         AuditError: a part that should train did not move in step 1, or a frozen tensor did.
         StageInterrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
@@ -250,7 +250,7 @@ def finished_result(run_dir: Path) -> StageResult:
     Raises:
         UserError: there is no finished run.
     """
-    stage = read_stage(run_dir)
+    stage = read_run(run_dir)
     if stage is None or stage["status"] != "finished":
         raise UserError(f"{run_dir} holds no finished run.")
     return StageResult(run_dir, stage["steps"], stage["seconds"], stage["final_loss"], stage["metrics"])

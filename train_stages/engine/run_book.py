@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..atomic_write import sync, sync_tree
 from ..recipe import dump_recipe
 from .audit import AuditResult
 from .manifest import write_stage
@@ -39,6 +40,7 @@ class RunBook:
         if not self.enabled:
             return
         dump_recipe(recipe, self.run_dir / RECIPE_FILE)
+        sync(self.run_dir / RECIPE_FILE)
         for leftover in (self.run_dir / CHECKPOINTS).glob("checkpoint-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         shutil.rmtree(self.run_dir / _MODEL_BESIDE, ignore_errors=True)
@@ -65,16 +67,21 @@ class RunBook:
             self._write("running")
 
     def model(self, save: Callable[[Path], None]) -> None:
-        """Let `save` write into a folder beside, then move its files into the run directory."""
+        """Let `save` write into a folder beside, then move its files into the run directory.
+
+        All of it is on the disk afterwards: a run that is called finished is never done again.
+        """
         beside = self.run_dir / _MODEL_BESIDE
         beside.mkdir()
         save(beside)
+        sync_tree(beside)
         for path in sorted(beside.iterdir()):
             target = self.run_dir / path.name
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(path, target)
         beside.rmdir()
+        sync(self.run_dir)
 
     def close(self, status: str) -> None:
         """Draw the plot and write the last stage.json of this session ("finished" or "interrupted")."""

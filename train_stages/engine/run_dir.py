@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ...mllm.adapters import adapter_base
 from ...vision_towers.errors import UserError
+from ...vision_towers.packaged import model_source
 from ..recipe import differences, plain, read_yaml
 from .checkpoint_files import damage
-from .manifest import STAGE_FILE, read_stage
+from .manifest import STAGE_FILE, read_run
 from .plots import PLOT_FILE
 from .run_log import EVAL_FILE, LOG_FILE
 
@@ -23,6 +25,10 @@ RECIPE_FILE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
 ADAPTER_FILES = ("adapter_config.json",)  # would make the next run's whole model pass for an adapter
 _STEP = re.compile(r"step_(\d+)")
+_KEPT = (
+    "this very run was not finished, so it goes on: --overwrite removes a finished run or another one; to begin again, "
+    "delete the directory"
+)
 
 
 @dataclass(frozen=True)
@@ -49,49 +55,82 @@ def plan_run(
 
     Args:
         recipe, data, parents: of the run to come: data name -> hash, parent name -> `parent_record`.
-        overwrite: remove the run that stands there (its own files only).
+        overwrite: remove the run that stands there (its own files only). One that is this very run and not finished
+            goes on all the same, so that a job that is stopped and started again with one command arrives.
         processes: of the run to come. It may differ from the run's before when `train.batch_size` makes up for it.
 
     Raises:
-        UserError: the directory holds a run of another recipe, data or parent (says what differs), or a model of
-            unknown origin.
+        UserError: the directory holds a run of another recipe, data or parent (says what differs), a model of unknown
+            origin, or a parent of the run to come.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"{run_dir} is a file; a run directory is needed.")
+    _refuse_parents_within(run_dir, parents)
     run_dir.mkdir(parents=True, exist_ok=True)
-    there = read_stage(run_dir)
-    if there is not None and overwrite:
-        remove_run(run_dir)
-        there = None
+    there = read_run(run_dir)
     if there is None:
         if any(run_dir.glob("*.safetensors")):
             raise UserError(f"{run_dir} holds a model but no run; choose a new directory, its files would be lost.")
         return RunPlan()
     before = {"stage": there["stage"], "data": there["data"], "parents": _hashes(there["parents"])}
     now = {"stage": stage, "data": dict(data), "parents": _hashes(parents)}
-    before["recipe"], now["recipe"] = _read_as(type(recipe), run_dir / RECIPE_FILE), plain(recipe)
+    before["recipe"], now["recipe"] = _saved_recipe(type(recipe), run_dir, overwrite), plain(recipe)
     _same_batch_over_processes(before["recipe"], there["machine"]["processes"], now["recipe"], processes)
-    if changes := differences(before, now):
+    changes = differences(before, now)
+    if overwrite and (changes or there["status"] == "finished"):
+        remove_run(run_dir)
+        return RunPlan()
+    if changes:
         listed = "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else "")
         raise UserError(f"{run_dir} holds another run ({listed}): choose a new directory or use --overwrite.")
     if there["status"] == "finished":
         return RunPlan(finished=True)
-    return _plan_to_go_on(run_dir)
+    return _plan_to_go_on(run_dir, notes=[_KEPT] if overwrite else [])
 
 
-def _read_as(kind: type, path: Path) -> dict[str, Any]:
-    """A saved recipe with the keys it would have today: those added since then have their defaults."""
-    saved = read_yaml(path)
+def _refuse_parents_within(run_dir: Path, parents: Mapping[str, Mapping[str, Any]]) -> None:
+    """A run writes its model into its directory, and --overwrite removes one there: no parent may be lost by that."""
+    for role, record in parents.items():
+        parent = Path(model_source(record["path"]))
+        for folder in _with_bases(parent):
+            if folder.resolve().is_relative_to(run_dir.resolve()):
+                what = role if folder == parent else f"{role}'s base"
+                raise UserError(
+                    f"{run_dir}: no run can be written where its own {what} lies ({folder}); choose another directory."
+                )
+
+
+def _with_bases(model: Path) -> Iterator[Path]:
+    """The folder of a model and, while it is an adapter, of the model it belongs to; nothing of what is on a hub."""
+    seen: set[Path] = set()
+    while model.is_dir() and model.resolve() not in seen:
+        yield model
+        seen.add(model.resolve())
+        if (base := adapter_base(model)) is None:
+            return
+        model = Path(model_source(base.path))
+
+
+def _saved_recipe(kind: type, run_dir: Path, overwrite: bool) -> dict[str, Any]:
+    """A run's recipe with the keys it would have today: those added since then have their defaults."""
+    try:
+        saved = read_yaml(run_dir / RECIPE_FILE)
+    except UserError:
+        if not overwrite:
+            raise
+        return {}  # it differs from every recipe, so what stands there will be removed
     try:
         return plain(TypeAdapter(kind).validate_python(saved))
     except ValidationError:  # a recipe of another kind: the differences will say so
-        return saved
+        return saved if isinstance(saved, dict) else {}
 
 
 def _same_batch_over_processes(before: dict, processes_before: int, now: dict, processes: int) -> None:
     """A batch cut up for another number of processes is the same batch: its size is then no difference."""
-    old, new = before.get("train", {}), now.get("train", {})
-    sizes = old.get("batch_size"), new.get("batch_size")
+    old, new = before.get("train"), now.get("train")
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return
+    sizes: Any = old.get("batch_size"), new.get("batch_size")
     if None not in sizes and sizes[0] * processes_before == sizes[1] * processes:
         old["batch_size"] = new["batch_size"]
 
@@ -110,9 +149,9 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return next(reversed(checkpoints(run_dir)), None)
 
 
-def _plan_to_go_on(run_dir: Path) -> RunPlan:
+def _plan_to_go_on(run_dir: Path, notes: list[str]) -> RunPlan:
     """From the newest checkpoint that is whole; damaged ones are set aside, so that they do not count as the newest."""
-    notes = []
+    damaged = False
     for checkpoint in reversed(checkpoints(run_dir)):
         wrong = damage(checkpoint)
         if wrong is None:
@@ -120,8 +159,9 @@ def _plan_to_go_on(run_dir: Path) -> RunPlan:
         aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(checkpoint, aside)
+        damaged = True
         notes.append(f"{checkpoint.name} cannot be used ({wrong}; kept as {aside.name}): taking the one before")
-    if notes:
+    if damaged:
         notes.append("no checkpoint is left: starting from the beginning")
     return RunPlan(notes=tuple(notes))
 

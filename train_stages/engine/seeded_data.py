@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .interrupt import heed_parent_alone
+from .refusals import Refusal, refused_as_value
 
 
 class EpochSampler(Sampler[int]):
@@ -53,6 +54,7 @@ class SeededDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index]).items[0]
 
+    @refused_as_value
     def __getitems__(self, indices: Sequence[int]) -> SeededBatch:
         """torch's loader asks for a whole batch here: the generators are put aside once, not once per item."""
         heed_parent_alone()
@@ -78,7 +80,10 @@ class SeededCollate:
     def __init__(self, collate: Callable[[list], Any]) -> None:
         self._collate = collate
 
+    @refused_as_value
     def __call__(self, batch: Any) -> Any:
+        if isinstance(batch, Refusal):
+            return batch
         with generators_put_back():
             seed_generators(batch.key)
             return self._collate(batch.items)

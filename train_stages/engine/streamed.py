@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ...vision_towers.errors import UserError
 from .interrupt import heed_parent_alone
+from .refusals import refused_as_value
 from .seeded_data import SeededBatch, generators_put_back, mixed_seed, seed_generators
 
 Example = TypeVar("Example")
@@ -63,6 +64,7 @@ class SeededStream(Dataset):
     def __init__(self, stream: StreamedDataset, seed: int) -> None:
         self.stream, self._seed = stream, seed
 
+    @refused_as_value
     def __getitems__(self, batch: Sequence[_Placed]) -> SeededBatch:
         """torch's loader asks for a whole batch here."""
         heed_parent_alone()

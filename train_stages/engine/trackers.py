@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: where they write, and that they are there."""
+"""TensorBoard, Weights & Biases and the other trackers of transformers: where they write, and that they are there."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ from transformers import TrainerCallback
 from ...vision_towers.errors import UserError
 
 TENSORBOARD_FOLDER = "tensorboard"
-_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+# Modules, of which one must be there, where they are not called as the tracker is; kubeflow needs none.
+_MODULES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "azure_ml": ("azureml",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
+}
+_PACKAGES = {"azure_ml": "azureml-sdk", "comet_ml": "comet-ml", "flyte": "flytekit"}  # where pip has another name
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
     """Raise `UserError` when a tracker that a recipe names is not installed."""
     for name in report_to:
-        packages = _PACKAGES.get(name, ())
-        if packages and not any(find_spec(package) for package in packages):
-            raise UserError(f"train.report_to names {name}, which is not installed: pip install {packages[0]}.")
+        modules = _MODULES.get(name, (name,))
+        if modules and not any(find_spec(module) for module in modules):
+            raise UserError(
+                f"train.report_to names {name}, which is not installed: pip install {_PACKAGES.get(name, name)}."
+            )
 
 
 def tracker_callbacks(report_to: Sequence[str], run_dir: Path, step: int) -> list[TrainerCallback]:

@@ -19,11 +19,13 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...vision_towers.errors import UserError
+from ..atomic_write import sync
 from ..train_config import TrainConfig
 from .audit import local_part
 from .checkpoint_files import write_digest
 from .optimizers import build_optimizer
 from .parts import Part, adapter_dropouts, frozen_modules, parameter_groups
+from .refusals import raise_refusals
 from .run_log import LogRow
 from .schedule import Clock, lr_lambda
 from .seeded_data import EpochSampler
@@ -121,7 +123,8 @@ class StageTrainer(Trainer):
                 follower.set_epoch(epoch)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        return super().get_batch_samples(self.throughput.timed(epoch_iterator), num_batches, device)
+        batches = self.throughput.timed(raise_refusals(epoch_iterator))
+        return super().get_batch_samples(batches, num_batches, device)
 
     # ---- optimizer ----
 
@@ -133,7 +136,8 @@ class StageTrainer(Trainer):
                 self._train.weight_decay,
                 muon_lr=self._train.muon_lr if self._train.optimizer == "muon" else None,
             )
-            self.optimizer = build_optimizer(groups, self._train, self.args.device.type)
+            cut_later = self.is_fsdp_enabled or self.is_deepspeed_enabled  # by accelerate, once there is an optimizer
+            self.optimizer = build_optimizer(groups, self._train, self.args.device.type, cut_later)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -254,6 +258,7 @@ class StageTrainer(Trainer):
             write_digest(written)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(written, final)
+            sync(folder)
             steps = sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
             for old in steps[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old, ignore_errors=True)

@@ -11,7 +11,12 @@ from torch.distributed.tensor import DTensor
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 or ZeRO-3 holds the parameters in pieces."""
-    return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
+    return any(map(is_shard, model.parameters()))
+
+
+def is_shard(parameter: torch.Tensor) -> bool:
+    """Whether this is a piece of a parameter that FSDP2 or ZeRO-3 has cut up."""
+    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
 
 
 @torch.no_grad()
