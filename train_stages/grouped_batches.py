@@ -14,7 +14,11 @@ def group_batches(
     A batch holds samples of one modality (with a picture, or text alone) and of neighbouring lengths. What is left of
     both makes up one mixed batch, when it has to.
 
-    batch: samples of all processes together.
+    Args:
+        lengths: of each sample, tokens. with_picture: of each sample. batch: samples of all processes together.
+        rng: is drawn from.
+    Raises:
+        ValueError: `len(lengths)` is no multiple of `batch`.
     """
     if len(lengths) % batch:
         raise ValueError(f"{len(lengths)} samples do not make whole batches of {batch}")

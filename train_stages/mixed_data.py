@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from .feature_cache import (
     blank_shape,
     feature_key,
     fill,
+    wait_until_filled,
     wanted_pictures,
 )
 from .learned_logits import learned_logits
@@ -80,7 +80,7 @@ def mixed_data(
         stream.picture, pictures, on_batch = cache, cache.batch, _kept_and_learned
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     if data.batches == "packed":
-        around = partial(packed_attention, model.model.language_model, place)
+        around = partial(packed_attention, model.model.language_model, place, dtype=_computed_in(train))
     collate = collate_packed if data.batches == "packed" else _collate_single
 
     def afterwards() -> str:
@@ -110,6 +110,10 @@ def chat_stream(data: MixtureData, mixture: Mixture, processor: RegionLlavaProce
     sized = not mixture.endless and (train.epochs is not None or not in_rows)
     kind = SizedChatStream if sized else ChatStream
     return kind(windows, arrange, by_count=not in_rows, batch=train.batch_size)
+
+
+def _computed_in(train: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if train.precision == "bf16" else torch.float32
 
 
 def _collate_single(rows: list, **options: Any) -> dict[str, torch.Tensor]:
@@ -144,8 +148,7 @@ def _cache(
     shape = (*blank_shape(model, processor), model.config.region_dim)
     filled = folder / f"filled-{mixture_hash(data.sources)[:16]}"
     if int(os.environ.get("RANK", "0")):
-        while not filled.exists():  # the first process may take longer than a barrier waits
-            time.sleep(1)
+        wait_until_filled(folder, filled)  # the first process may take longer than a barrier waits
         return FeatureCache(folder, kept_in, *shape)
     cache = FeatureCache(folder, kept_in, *shape)
     with ExitStack() as computing:

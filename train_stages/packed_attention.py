@@ -26,8 +26,13 @@ _WRONG = 0.05  # of the largest output: more than rounding does to a sample that
 
 
 def varlen_borders(lengths: list[int]) -> dict[str, torch.Tensor | int]:
-    """Keyword arguments of a forward whose single row holds samples of these lengths: those that flash attention's
-    varlen kernels take, and positions that begin again at 0 with every sample."""
+    """Keyword arguments of a forward whose single row holds samples of these lengths, in tokens and all above 0.
+
+    Returns:
+        What flash attention's varlen kernels take: `cu_seq_lens_q` and `cu_seq_lens_k`, int32 `(samples + 1,)`, where
+        samples begin in the row and where the last one ends; `max_length_q` and `max_length_k`, the longest sample as
+        an int. And `position_ids`, int64 `(1, tokens)`, which begin again at 0 with every sample.
+    """
     borders = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return {
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
@@ -39,16 +44,21 @@ def varlen_borders(lengths: list[int]) -> dict[str, torch.Tensor | int]:
 
 
 @contextmanager
-def packed_attention(language_model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Within it, `language_model` keeps packed samples apart: by flash attention where that is in use or at hand, else
-    by torch's attention, sample by sample. Calls without borders are answered as before.
+def packed_attention(
+    language_model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None
+) -> Iterator[None]:
+    """Within it, `language_model` keeps packed samples apart: by flash attention where that is in use or at hand and
+    takes `dtype`, else by torch's attention, sample by sample. Calls without borders are answered as before.
 
+    Args:
+        device: that it runs on.
+        dtype: that it computes in, such as autocast's; that of its weights when absent.
     Raises:
         UserError: its samples would see each other, because it does not take its attention from transformers, or mixes
             tokens elsewhere (a convolution, a state).
     """
     before = language_model.config._attn_implementation
-    flash = "flash" in str(before) or (device.type == "cuda" and is_flash_attn_2_available())
+    flash = flash_for(before, device, dtype or _weights(language_model).dtype)
     if not language_model._can_set_attn_implementation():
         raise UserError(
             f"a {language_model.config.model_type} computes attention in a way of its own, and packed samples would "
@@ -57,18 +67,34 @@ def packed_attention(language_model: PreTrainedModel, device: torch.device) -> I
     language_model.set_attn_implementation(PACKED_SDPA)
     try:
         refuse_leaks(language_model)
-        if flash:
-            language_model.set_attn_implementation(before if before and "flash" in before else "flash_attention_2")
+        if flash is not None:
+            language_model.set_attn_implementation(flash)
         yield
     finally:
         language_model.set_attn_implementation(before or "sdpa")
 
 
+def flash_for(before: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The flash attention that packed samples get: the one that is set, or flash attention 2 on a GPU where it is
+    installed; None where there is none, or its kernels do not take `dtype`."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if before is not None and "flash" in before:
+        return before
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else None
+
+
+def _weights(language_model: PreTrainedModel) -> torch.Tensor:
+    """Some of them, never quantized."""
+    weight = language_model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
 @torch.no_grad()
 def refuse_leaks(language_model: PreTrainedModel) -> None:
     """Raise UserError when the second of two packed samples depends on the first, or is not what it is alone."""
-    weight = language_model.get_input_embeddings().weight  # never quantized
-    assert isinstance(weight, torch.Tensor)
+    weight = _weights(language_model)
     was_training = language_model.training
     language_model.eval()
     try:

@@ -45,9 +45,17 @@ def collate_packed(
     processor: RegionLlavaProcessor,
     pictures: Callable[[Sequence[Sample]], dict[str, torch.Tensor]] | None = None,
 ) -> dict[str, Any]:
-    """All samples of all rows behind each other in one row without padding: `input_ids` and `labels` `(1, tokens)`,
-    pictures as `collate_samples` has them, and the samples' borders, which the model must be made to heed
-    (`packed_attention`).
+    """All samples of all rows behind each other in one row without padding.
+
+    Args:
+        rows: of samples; how they are split into rows makes no difference here.
+        pictures: what the model gets for the samples' pictures; `batch_pictures` when absent.
+    Returns:
+        `input_ids` and `labels`, int64 `(1, tokens)`; no first token of a sample is learned. The borders of samples,
+        which the model must be made to heed (`packed_attention`): the five keys of `varlen_borders`. And what
+        `pictures` gives, by default `pixel_values` `(pictures, 3, H, W)` (with tiles `(pictures, V_max, 3, H, W)`, and
+        `image_sizes` `(pictures, 2)`), `boxes` `(pictures, R_max, 4)` and `region_counts` `(pictures,)`; the last two
+        only when there is a region, the others only when there is a picture.
     """
     samples = [sample for row in rows for sample in row]
     batch: dict[str, Any] = {

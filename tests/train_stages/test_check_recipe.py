@@ -180,6 +180,32 @@ def test_other_recipes_and_absent_models_are_one_sentence(parents):
         findings(parents, "absent")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- model\n- data\n", "a recipe is a mapping of keys to values, and here it is a list"),
+        ("some words", "a recipe is a mapping of keys to values, and here it is 'some words'"),
+        ("model: 5", "model is a mapping of keys to values, and here it is 5"),
+        ("model: [tower, language_model]", "model is a mapping of keys to values, and here it is a list"),
+        ("model: {mllm: 5}", "model.mllm"),
+        ("model: {mllm: x}\ndata: 5\ntrain: {steps: 1}", "data"),
+        ("", "no recipe of align or instruct"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path, text, said):
+    path = tmp_path / "list.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        check_recipe(path)
+    assert "list.yaml" in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_language_model_with_a_broken_recipe_is_one_sentence(parents, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("- data")
+    with pytest.raises(UserError, match=r"recipe\.yaml: a recipe is a mapping"):
+        findings(parents, "rice", f"model.language_model={tmp_path}")
+
+
 def test_the_kinds_with_a_region_are_those_whose_questions_hold_one():
     import random
 

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from regiontower.mllm import load_mllm
+from regiontower.mllm import RegionLlavaProcessor, load_mllm
+from regiontower.mllm.load import RegionMLLM
 from regiontower.train_stages.engine import Part, apply_parts, run_stage
 from regiontower.train_stages.engine.audit import MoveAudit
 from regiontower.train_stages.engine.optimizers import build_optimizer
@@ -21,10 +22,11 @@ from regiontower.train_stages.engine.parts import parameter_groups
 from regiontower.train_stages.engine.run_log import LOG_FILE, LogRow, read_rows
 from regiontower.train_stages.engine.seeded_data import EpochSampler
 from regiontower.train_stages.engine.whole_model import is_sharded, make_whole
+from regiontower.train_stages.lora import LoraRecipe, add_lora
 from regiontower.train_stages.mllm_stage import InstructRecipe, LearningRates, instruct
 from regiontower.train_stages.recipe import TrainConfig, load_recipe
 from regiontower.train_stages.scenes import write_scenes
-from regiontower.train_stages.tuning import LayerDecay, tuned_parts
+from regiontower.train_stages.tuning import LayerDecay, save_tuned, tuned_parts
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 
@@ -179,16 +181,34 @@ def steps(model: nn.Module, processor, batches_of: list[list[int]], parts: list[
     return found
 
 
-def parts_of(model: nn.Module) -> list[Part]:
-    return tuned_parts(model, asdict(LearningRates(tower=1.0, projector=1.0, region_projector=1.0)), LayerDecay())
+@dataclass(frozen=True)
+class Tuning:
+    """What trains; lora: rank of adapters in the language model."""
+
+    rates: LearningRates
+    lora: int | None = None
+
+    def open(self, mllm: Path) -> tuple[RegionMLLM, RegionLlavaProcessor, list[Part]]:
+        model, processor = load_mllm(mllm, device="cpu")
+        lora = None if self.lora is None else LoraRecipe(rank=self.lora)
+        if lora is not None:
+            torch.manual_seed(0)
+            add_lora(model, lora)
+        return model, processor, tuned_parts(model, asdict(self.rates), LayerDecay(), lora)
 
 
-def sharded(rank: int, mllm: Path, out: Path) -> dict:
+FROZEN_LANGUAGE = Tuning(LearningRates(tower=1.0, projector=1.0, region_projector=1.0))
+EVERYTHING = Tuning(LearningRates(tower=1.0, projector=1.0, region_projector=1.0, language_model=1.0))
+ADAPTERS = Tuning(LearningRates(projector=1.0, region_projector=1.0, language_model=1.0), lora=2)
+PROJECTORS = {"multi_modal_projector", "region_projector"}
+
+
+def sharded(rank: int, mllm: Path, out: Path, tuning: Tuning) -> dict:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
-    model, processor = load_mllm(mllm, device="cpu")
+    model, processor, parts = tuning.open(mllm)
     mesh = init_device_mesh("cpu", (2,))
     kinds = model._no_split_modules
     blocks = [module for module in model.modules() if type(module).__name__ in kinds]
@@ -198,26 +218,37 @@ def sharded(rank: int, mllm: Path, out: Path) -> dict:
     # Trainer and accelerate fall back to DDP on a CPU without a word; these are shards.
     assert len(blocks) == 4 + 2 and all(isinstance(parameter, DTensor) for parameter in model.parameters())
     assert any(parameter.to_local().numel() < parameter.numel() for parameter in model.parameters())
-    found = steps(model, processor, [[2 * step + rank] for step in range(STEPS)], parts_of(model))
+    found = steps(model, processor, [[2 * step + rank] for step in range(STEPS)], parts)
     assert is_sharded(model)
     make_whole(model, model, None, keep=rank == 0)
     if rank == 0:
         assert not is_sharded(model) and model.lm_head.weight is model.get_input_embeddings().weight
-        model.save_pretrained(out)
-        processor.save_pretrained(out)
+        save_tuned(model, processor, out, None if tuning.lora is None else str(mllm))
     return {"losses": found}
 
 
-def test_fsdp2_equals_one_process_and_is_saved_whole(in_processes, tiny_mllm_dir, tmp_path):
-    model, processor = load_mllm(tiny_mllm_dir, device="cpu")
-    alone = steps(model.train(), processor, [[2 * step, 2 * step + 1] for step in range(STEPS)], parts_of(model))
-    first, second = in_processes(2, sharded, tiny_mllm_dir, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("tuning", "moving"),
+    [
+        pytest.param(FROZEN_LANGUAGE, {"vision_tower", *PROJECTORS}, id="frozen-language"),
+        pytest.param(EVERYTHING, {"vision_tower", "language_model", *PROJECTORS}, id="everything"),
+        pytest.param(ADAPTERS, {"language_model", *PROJECTORS}, id="lora"),
+    ],
+)
+def test_fsdp2_equals_one_process_and_is_saved_whole(in_processes, tiny_mllm_dir, tmp_path, tuning, moving):
+    model, processor, parts = tuning.open(tiny_mllm_dir)
+    alone = steps(model.train(), processor, [[2 * step, 2 * step + 1] for step in range(STEPS)], parts)
+    first, second = in_processes(2, sharded, tiny_mllm_dir, tmp_path / "out", tuning)
     together = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"], strict=True)]
     assert together == pytest.approx(alone, rel=1e-4)
     saved, _ = load_mllm(tmp_path / "out", device="cpu")
-    before, _ = load_mllm(tiny_mllm_dir, device="cpu")
+    before, _, _ = tuning.open(tiny_mllm_dir)
     expected, start = dict(model.named_parameters()), dict(before.named_parameters())
-    for name, parameter in saved.named_parameters():
+    found = dict(saved.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, parameter in found.items():
         torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-5)
-    moved = {name.split(".")[1] for name in expected if not torch.equal(expected[name], start[name])}
-    assert moved == {"vision_tower", "multi_modal_projector", "region_projector"}
+    moved = [name for name in expected if not torch.equal(expected[name], start[name])]
+    assert {name.split(".")[1] for name in moved} == moving
+    if tuning.lora is not None:
+        assert all(".lora_" in name for name in moved if "language_model" in name)

@@ -1,13 +1,19 @@
 """Kept features are what the tower would give, are found by what they depend on, and survive crashes."""
 
+import io
 import json
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from regiontower.benchmarks._tiny_llavas import tiny_llava, tiny_tower
+from regiontower.mllm import add_regions, swap_vision_tower
 from regiontower.train_stages import feature_cache
 from regiontower.train_stages.chat_samples import encode, with_pixels
 from regiontower.train_stages.feature_cache import (
@@ -23,7 +29,8 @@ from regiontower.train_stages.images import ImageError
 from regiontower.train_stages.mixture import open_mixture
 from regiontower.train_stages.mixture_recipe import MixtureSource
 from regiontower.train_stages.mllm_data import collate_samples
-from regiontower.train_stages.mllm_stage import AlignRecipe, align
+from regiontower.train_stages.mllm_stage import AlignRecipe, InstructRecipe, align, instruct
+from regiontower.train_stages.picture_file import PictureFile
 from regiontower.train_stages.recipe import load_recipe
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.vision_towers import RiceVisionModel, UserError
@@ -165,6 +172,20 @@ def test_a_full_disk_is_said_first(tiny_mllm, mixture, tmp_path, monkeypatch):
         filled(tmp_path, model, processor, mixture)
 
 
+def test_a_disk_that_fills_up_on_the_way_is_one_sentence(tiny_mllm, mixture, tmp_path):
+    """By another process, or a quota: nobody could say it first."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    model, processor = tiny_mllm
+    (tmp_path / "images.bin").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="a file could not be written") as error:
+        filled(tmp_path, model, processor, mixture)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "images.bin").unlink()
+    again = filled(tmp_path, model, processor, mixture)
+    assert again.image_rows == COUNT
+
+
 def test_a_broken_off_fill_goes_on(tiny_mllm, mixture, cache, tmp_path, monkeypatch):
     """Killed between two pictures, and in the middle of a line: what was kept stays, the rest comes."""
     model, processor = tiny_mllm
@@ -210,8 +231,32 @@ def test_a_picture_that_changed_is_another_one(tiny_mllm, mixture, cache, root):
     _, processor = tiny_mllm
     (sample,) = encoded(mixture, processor, 1)
     other = replace(sample, picture=replace(sample.picture, path=None, data=b"other bytes"))
-    with pytest.raises(ImageError, match="not in the feature cache"):
+    with pytest.raises(ImageError, match="cannot be read"):
         cache(other)
+    other_picture = Image.new("RGB", PictureFile("x", sample.picture.path).size())
+    other_picture.save(data := io.BytesIO(), "PNG")
+    other = replace(sample, picture=replace(sample.picture, path=None, data=data.getvalue()))
+    with pytest.raises(ImageError, match=r"not in the feature cache .*; delete the folder"):
+        cache(other)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "gone"])
+def test_a_picture_that_cannot_be_read_is_said_so(tiny_mllm, root, tmp_path, damage):
+    model, processor = tiny_mllm
+    shutil.copytree(root, tmp_path / "scenes")
+    mixture = open_mixture([MixtureSource(str(tmp_path / "scenes" / "records.jsonl"))], 0)
+    sample, *others = encoded(mixture, processor, COUNT)
+    path = sample.picture.path
+    path.write_bytes(path.read_bytes()[:200])
+    cache = filled(tmp_path / "cache", model, processor, mixture)
+    assert cache.image_rows == COUNT - 1
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(ImageError, match="cannot be read") as error:
+        cache(sample)
+    assert str(error.value).startswith(str(path)) and "delete" not in str(error.value)
+    for other in others:
+        assert cache(other).kept is not None
 
 
 def test_the_key_holds_all_that_features_depend_on(make_tiny_mllm, tmp_path):
@@ -273,10 +318,32 @@ def test_align_with_the_cache_ends_where_align_without_it_does(root, tiny_parent
         ("lr.tower=1e-4", "the tower is trained"),
         ("model.region_prompt=overlay", "boxes are drawn into each picture"),
         ("model.row_end=true", "different numbers of tokens"),
+        ("model={mllm: TILED}", r"different numbers of tokens \(row ends, tiles\)"),
+        ("data.sources=[{records: RECORDS, weight: 1, stream: true}]", "a source is streamed"),
     ],
 )
 def test_the_cache_is_refused_where_features_change(root, tiny_parents, tmp_path, override, why):
+    if "TILED" in override:
+        for part in add_regions(*swap_vision_tower(*tiny_llava("LlavaNext"), tiny_tower("RICE"))):
+            part.save_pretrained(tmp_path / "tiled")
+    override = override.replace("TILED", str(tmp_path / "tiled")).replace("RECORDS", str(root / "records.jsonl"))
     asked = recipe(root, tiny_parents, "data.feature_cache=bf16", "data.batches=plain", override)
     with pytest.raises(UserError, match=why) as error:
         align(asked, tmp_path / "run", device="cpu")
     assert "set data.feature_cache=null" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "feature_cache").exists()
+
+
+def test_the_cache_is_refused_with_adapters_in_the_tower(root, tiny_mllm_dir, tmp_path):
+    asked = load_recipe(
+        {
+            "model": {"mllm": str(tiny_mllm_dir)},
+            "data": {"sources": [{"records": str(root / "records.jsonl")}], "feature_cache": "bf16"},
+            "lr": {"tower": 0.0, "language_model": 0.0},
+            "lora": {"rank": 2, "on": ["tower"]},
+            "train": {"steps": 1, "threads": 1},
+        },
+        InstructRecipe,
+    )
+    with pytest.raises(UserError, match=r"the tower is trained.*set data\.feature_cache=null"):
+        instruct(asked, tmp_path / "run", device="cpu")

@@ -242,6 +242,30 @@ def test_coco_instances_alone_and_captions_alone(coco_files):
     assert [(len(record.captions), record.regions) for record in found.records] == [(2, []), (1, [])]
 
 
+def test_lvis_names_its_images_by_their_address(coco_files, tmp_path):
+    """LVIS v1 has no file_name; its images are COCO's, of both splits."""
+    names = ["train2017/000000397133.jpg", "val2017/000000000139.jpg"]
+
+    def edit(document):
+        for image, name in zip(document["images"], names, strict=True):
+            del image["file_name"]
+            image["coco_url"] = f"http://images.cocodataset.org/{name}"
+
+    path = change(coco_files[0], edit)
+    for name in names:
+        save_image(tmp_path / name)
+    found = read_records(path, format="coco", check_images=True)
+    assert [record.image for record in found.records] == names and not found.bad
+    assert [region.category for region in found.records[0].regions] == ["dog", "person"]
+
+    change(path, lambda document: document["images"][1].pop("coco_url"))
+    (bad,) = read_records(path, format="coco").bad
+    assert bad.line == "image 2 (None)" and "'file_name' is missing" in bad.reason
+    change(path, lambda document: document["images"][1].update(coco_url=7))
+    (bad,) = read_records(path, format="coco").bad
+    assert bad.line == "image 2 (7)" and "'coco_url' is 7" in bad.reason
+
+
 @pytest.mark.parametrize(
     ("edit", "label", "message"),
     [

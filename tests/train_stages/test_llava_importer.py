@@ -10,8 +10,9 @@ from regiontower.train_stages.record_io import RecordSet, read_records
 from regiontower.vision_towers.errors import UserError
 
 
-def talk(*texts: str, **fields) -> dict[str, Any]:
-    turns = [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
+def talk(*texts: str, first: str = "human", **fields) -> dict[str, Any]:
+    speakers = ("human", "gpt") if first == "human" else ("gpt", "human")
+    turns = [{"from": speakers[index % 2], "value": text} for index, text in enumerate(texts)]
     return {"id": "1", "image": "images/1.png", "conversations": turns, **fields}
 
 
@@ -52,6 +53,24 @@ def test_llava_conversations_keep_every_turn(llava_file, tmp_path):
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("system", [True, False])
+@pytest.mark.parametrize(
+    "item",
+    [
+        talk("Hello.", "<image>\nWhat is this?", "A wall.", first="gpt"),
+        talk("<image>\nWhat is this?", "A wall.", "Is it old?"),
+        talk("Hello.", "<image>\nWhat is this?", "A wall.", "Is it old?", first="gpt"),
+    ],
+)
+def test_what_has_no_question_or_no_answer_is_left_out(llava_file, item, system):
+    turns = item["conversations"]
+    said = [{"from": "system", "value": "Be brief."}] if system else []
+    found = read_llava_conversations(llava_file({**item, "conversations": [*said, *turns]}))
+    expected = [("user", "<image>\nWhat is this?"), ("assistant", "A wall.")]
+    assert found[0].turns == [("system", "Be brief.")] * system + expected
+    assert not found.bad
+
+
 @pytest.mark.parametrize(
     ("item", "message"),
     [
@@ -60,15 +79,25 @@ def test_llava_conversations_keep_every_turn(llava_file, tmp_path):
         (talk("<image>", "A wall.", "<image>", "Yes."), "it holds it 2 times"),
         (talk("Hello", "<image>"), "<image> once"),
         (talk("<image>", "A wall.", image=None), "has no image"),
-        (talk("<image>"), "pairs of a question and an answer"),
-        (talk("<image>", "A wall.", "And?"), "pairs"),
-        (talk(), "pairs"),
+        (talk("<image>"), "a question and an answer"),
+        (talk(), "a question and an answer"),
         (talk("<image>", " "), "turn 1 is blank"),
+        (talk("<image>", "A wall.", " "), "turn 2 is blank"),
+        (talk("", "<image>", "A wall.", first="gpt"), "turn 0 is blank"),
+        (talk("<image> Hi.", "What is it?", "A wall.", first="gpt"), "in the first human turn"),
         (talk("<image>", "A wall.", image=["a.png", "b.png"]), "'image'"),
         ({"image": "images/1.png"}, "'conversations' is missing"),
         (
             talk("<image>", "x", conversations=[{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]),
-            "alternate",
+            "a question and an answer",
+        ),
+        (
+            talk("<image>", "x", conversations=[{"from": "gpt", "value": "x"}, {"from": "gpt", "value": "y"}]),
+            "turn 1 is from 'assistant'; turns must alternate",
+        ),
+        (
+            talk("<image>", "x", conversations=[{"from": "human", "value": "x"}, {"from": "human", "value": "y"}]),
+            "turn 1 is from 'user'; turns must alternate",
         ),
         (talk("<image>", "x", conversations=[{"from": "robot", "value": "x"}]), "'robot'"),
         (talk("<image>", "x", conversations=["x"]), "not an object"),

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from transformers import AttentionInterface, Lfm2Config, Lfm2Model, MistralConfig, MistralModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from regiontower.train_stages import packed_attention as packed_attention_module
 from regiontower.train_stages.mllm_data import Sample, collate_samples
-from regiontower.train_stages.packed_attention import PACKED_SDPA, packed_attention, varlen_borders
+from regiontower.train_stages.packed_attention import PACKED_SDPA, flash_for, packed_attention, varlen_borders
 from regiontower.train_stages.packing import collate_packed, pack_rows
 from regiontower.vision_towers import UserError
 
@@ -58,8 +59,8 @@ def samples(mllm):
     ]
 
 
-def logits_of(model, processor, rows):
-    with torch.no_grad(), packed_attention(model.model.language_model, CPU):
+def logits_of(model, processor, rows, dtype=None):
+    with torch.no_grad(), packed_attention(model.model.language_model, CPU, dtype):
         return model(**collate_packed(rows, processor=processor), use_cache=False).logits[0]
 
 
@@ -158,13 +159,38 @@ def test_flash_kernels_get_the_borders_they_take(mllm, samples, monkeypatch):
     language_model = model.model.language_model
     language_model.set_attn_implementation("flash_of_a_test")
     try:
-        found = logits_of(model, processor, [samples])
+        exact = logits_of(model, processor, [samples])
+        assert not seen  # its kernels would not take float32
+        found = logits_of(model, processor, [samples], torch.bfloat16)  # as autocast would have it
         assert language_model.config._attn_implementation == "flash_of_a_test"
     finally:
         language_model.set_attn_implementation("sdpa")
     lengths = torch.tensor([len(sample.ids) for sample in samples])
     assert seen[-1] == [0, *lengths.cumsum(0).tolist()]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(exact, expected)
+
+
+def test_flash_attention_is_taken_where_it_takes_the_precision(monkeypatch):
+    half, full, gpu = torch.bfloat16, torch.float32, torch.device("cuda")
+    for installed in (True, False):
+        monkeypatch.setattr(packed_attention_module, "is_flash_attn_2_available", lambda found=installed: found)
+        assert flash_for("sdpa", gpu, half) == ("flash_attention_2" if installed else None)
+        assert flash_for(None, gpu, torch.float16) == ("flash_attention_2" if installed else None)
+        assert flash_for("flash_attention_3", gpu, half) == "flash_attention_3"
+        assert flash_for("sdpa", CPU, half) is None
+        for before in ("sdpa", "flash_attention_2", None):
+            assert flash_for(before, gpu, full) is None
+
+
+def test_the_precision_is_that_of_the_weights_unless_said(monkeypatch):
+    asked = []
+    monkeypatch.setattr(packed_attention_module, "flash_for", lambda before, device, dtype: asked.append(dtype))
+    model = MistralModel(MistralConfig(**SIZES, **HEADS))
+    for dtype in (None, torch.bfloat16):
+        with packed_attention(model, CPU, dtype):
+            assert model.config._attn_implementation == PACKED_SDPA
+    assert asked == [torch.float32, torch.bfloat16]
 
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}

@@ -8,6 +8,9 @@ Crowd annotations (`iscrowd`: one box over many objects) are never one object, a
 into them. They are kept as `stuff`, without a phrase: dropped altogether, "the only person" would look true beside a
 crowd of people.
 
+LVIS v1 is of this layout; its images have a `coco_url` and no `file_name`, and lie in folders of COCO's splits, such as
+`val2017/000000397133.jpg`.
+
 An instance gets its `category` and mask, and no `texts`: a class name alone does not single out a region.
 """
 
@@ -17,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ...vision_towers.errors import UserError
 from ..records import Mask, Record, Region
@@ -58,7 +62,7 @@ def import_coco(
             if not isinstance(image, dict):
                 raise ValueError("is not an object")
             identity = need(image, "id", (int, str))
-            label = f"image {identity} ({image.get('file_name')})"
+            label = f"image {identity} ({image.get('file_name', image.get('coco_url'))})"
             if identity in seen:
                 raise ValueError(f"the image id {identity!r} occurs twice")
             seen.add(identity)
@@ -117,12 +121,19 @@ def _record(image: Mapping[str, Any], annotations: _Annotations, categories: Map
         except ValueError as error:
             raise ValueError(f"annotation {annotation.get('id')}: {one_sentence(error)}") from None
     return Record(
-        image=need(image, "file_name", str),
+        image=_file(image),
         width=width,
         height=height,
         captions=distinct(annotations.captions),
         regions=regions,
     )
+
+
+def _file(image: Mapping[str, Any]) -> str:
+    """LVIS v1 names its images by their address at COCO's: `http://.../val2017/000000397133.jpg`."""
+    if "file_name" not in image and image.get("coco_url") is not None:
+        return "/".join(urlsplit(need(image, "coco_url", str)).path.split("/")[-2:])
+    return need(image, "file_name", str)
 
 
 def _region(annotation: Mapping[str, Any], categories: Mapping[int | str, Any], width: int, height: int) -> Region:

@@ -28,8 +28,9 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 @dataclass(frozen=True)
 class LlavaSample:
     """One conversation. `turns` = (role, text) with roles "system" (first only, may be absent), then "user" and
-    "assistant" in turn, ending with "assistant". With an image the first user turn holds `<image>` exactly once,
-    and no other turn does; without one (`image` None) none does. `label` names the sample in its file."""
+    "assistant" in turn, ending with "assistant": an answer before the first question of the file, and a question after
+    the last answer, are not among them. With an image the first user turn holds `<image>` exactly once, and no other
+    turn does; without one (`image` None) none does. `label` names the sample in its file."""
 
     image: Path | None
     turns: list[tuple[str, str]]
@@ -116,12 +117,9 @@ def llava_sample(label: str, item: Mapping[str, Any], root: Path) -> LlavaSample
     """One object of a file as a conversation; `root` is the folder of its image. Raises ValueError for a bad one."""
     name = None if item.get("image") is None else need(item, "image", str)
     turns = [_turn(index, turn) for index, turn in enumerate(need(item, "conversations", list))]
-    talk = turns[1:] if turns and turns[0][0] == "system" else turns
-    if len(talk) < 2 or len(talk) % 2:
-        raise ValueError(f"a conversation needs pairs of a question and an answer; this one has {len(talk)} turns")
-    for index, (role, _) in enumerate(talk):
-        if role != ("user", "assistant")[index % 2]:
-            raise ValueError(f"turn {index} is from {role!r}; turns must alternate, beginning with 'human'")
+    system = turns[:1] if turns and turns[0][0] == "system" else []
+    talk = _answered(turns, len(system))
+    turns = [*system, *talk]
     marks = [text.count(_IMAGE_MARK) for _, text in turns]
     expected = [int(name is not None and turn is talk[0]) for turn in turns]
     if marks != expected:
@@ -130,6 +128,21 @@ def llava_sample(label: str, item: Mapping[str, Any], root: Path) -> LlavaSample
         )
         raise ValueError(f"the conversation {rule}; it holds it {sum(marks)} times")
     return LlavaSample(None if name is None else root / name, turns, label)
+
+
+def _answered(turns: list[tuple[str, str]], first: int) -> list[tuple[str, str]]:
+    """Questions and answers from turn `first` on. An answer before the first question is left out, as LLaVA's own
+    preprocessing does it, and so is a question at the end, from which nothing can be learned."""
+    if len(turns) > first and turns[first][0] == "assistant":
+        first += 1
+    talk = turns[first:]
+    for index, (role, _) in enumerate(talk):
+        if role != ("user", "assistant")[index % 2]:
+            raise ValueError(f"turn {first + index} is from {role!r}; turns must alternate between 'human' and 'gpt'")
+    talk = talk[: len(talk) // 2 * 2]
+    if not talk:
+        raise ValueError(f"a conversation needs a question and an answer; there is none in its {len(turns)} turns")
+    return talk
 
 
 def _turn(index: int, turn: Any) -> tuple[str, str]:
