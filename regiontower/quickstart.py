@@ -46,7 +46,7 @@ def quickstart(out: str | Path, minutes: float = 4.0, overwrite: bool = False) -
     Args:
         out: folder for scenes, runs, evaluations and report.
         minutes: of training, both stages together.
-        overwrite: train finished stages, and those of other minutes, again; an unfinished stage goes on. Scenes are kept.
+        overwrite: train finished stages again, and those of other minutes; an unfinished stage goes on. Scenes stay.
     Returns:
         What `out/report/results.json` holds: `{"nano", "control", "trained_now", "seconds"}`; each model is
         `{"grounding_acc50", "grounding_miou", "referring_em", "reading_em", "n"}`, `n` the smallest number of rows of a

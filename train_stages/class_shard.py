@@ -49,6 +49,7 @@ class ClassShard:
 
     @property
     def processes(self) -> int:
+        """How many processes share the classes."""
         return 1 if self.group is None else self.group.size()
 
     def local(self, classes: Tensor) -> tuple[Tensor, Tensor]:

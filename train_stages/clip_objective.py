@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from ..vision_towers import describe_tower
+from ..vision_towers.errors import UserError
 from ..vision_towers.text_tower import text_states
 from .contrastive import contrastive_loss
 from .gather import world
@@ -17,13 +18,25 @@ from .rice_objective import ObjectiveOutput
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of the text tower (a pre-norm causal transformer, pooled at the end token) and of the shared space."""
+    """Sizes of the text tower (a pre-norm causal transformer, pooled at the end token) and of the shared space.
+
+    max_tokens: of a text, its end token among them.
+    Raises UserError for sizes that no tower can have.
+    """
 
     embed_dim: int = 192
     text_hidden: int = 192
     text_layers: int = 4
     text_heads: int = 6
     max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"embed_dim": 1, "text_hidden": 1, "text_layers": 1, "text_heads": 1, "max_tokens": 2}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise UserError(f"{name} is {getattr(self, name)}, it must be at least {smallest}")
+        if self.text_hidden % self.text_heads:
+            raise UserError(f"text_heads is {self.text_heads}, it must divide text_hidden, {self.text_hidden}")
 
 
 def text_config(sizes: ClipConfig, vocab_size: int, end_id: int) -> CLIPTextConfig:

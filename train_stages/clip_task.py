@@ -18,12 +18,16 @@ from .records import Record
 def clip_task(
     recipe: PretrainRecipe, tower: PreTrainedModel, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase
 ) -> Task:
-    """The task."""
+    """The tower beside a text tower that is new, or kept as `model.keep_heads` says.
+
+    Raises:
+        UserError: a tokenizer without an end or a padding token, or heads that cannot be kept (`load_text_side`).
+    """
     data = recipe.data
     items = CaptionItems(tokenizer, recipe.model.clip.max_tokens, data.augment, data.captions, data.view)
     objective = ClipObjective(tower, len(tokenizer), items.tokens.end_id, recipe.model.clip)
     if recipe.model.keep_heads:
-        load_text_side(objective, parent_run(recipe.model))
+        load_text_side(objective, tokenizer, parent_run(recipe.model))
 
     def save(folder: Path) -> None:
         save_tower(objective.tower, folder)

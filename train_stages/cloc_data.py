@@ -46,10 +46,13 @@ class GroundedCaptionItems:
         self._count, self._augment, self._view = regions_per_image, augment, view
 
     def prepare(self, record: Record, frame: ImageFrame) -> GroundedImage | None:
+        """Captions and regions with words; None when there are neither."""
         boxes, words = named_regions(record, frame)
         return GroundedImage(boxes, words, record.captions) if words or record.captions else None
 
     def item(self, pixels: Tensor, known: GroundedImage, rng: np.random.Generator) -> dict[str, Any]:
+        """A random view of uint8 `pixels (3, S, S)`: `pixel_values` uint8 (3, view, view), `input_ids` the token ids of
+        its caption, `boxes` (R, 4) float32 xyxy in its pixels, R from 0 on, `region_input_ids` R lists of token ids."""
         words, captions = known.words, known.captions
         view, boxes, kept, _ = random_view(pixels, known.boxes, self._augment, rng, self._view)
         picked = rng.permutation(len(boxes))[: self._count]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from ..mllm.boxes import mean_colour
 from ..vision_towers import TowerSpec, describe_tower
-from ..vision_towers.errors import UserError
 from .engine import HeldOut, Part, StageResult, join_processes, run_stage
 from .pixels import PixelCache
 from .pretrain_eval import Probe, held_out_figures
+from .pretrain_heads import vocabulary_hash
 from .pretrain_items import CachedItems
 from .pretrain_recipe import PretrainRecipe
 from .pretrain_tasks import make_task, start_tower
@@ -24,7 +21,7 @@ from .record_io import RecordSet, data_hash
 from .record_source import RecordSource
 from .region_labels import open_tokenizer
 from .streaming import RecordStream, StreamedItems
-from .view_schedule import view_schedule
+from .view_schedule import check_size, view_schedule
 
 CACHE_FOLDER = "pixel_cache"
 
@@ -55,6 +52,7 @@ def pretrain(
     tower = start_tower(recipe.model)
     spec = describe_tower(tower.config)
     side, fill = _side(recipe, spec), mean_colour(spec.image_mean)
+    on_batch = view_schedule(data.view_schedule, data.view or side, spec) if data.view_schedule else None
     tokenizer = open_tokenizer(data.tokenizer) if data.tokenizer else None
     cache_dir = Path(data.cache_dir) if data.cache_dir else run_dir / CACHE_FOLDER
     if data.stream:
@@ -71,7 +69,7 @@ def pretrain(
     about = "; ".join(part for part in (about, task.labels) if part)
     say(f"pretrain: {about}", markup=False, highlight=False, soft_wrap=True)
     if tokenizer is not None:
-        hashes["tokenizer"] = _vocabulary_hash(tokenizer)
+        hashes["tokenizer"] = vocabulary_hash(tokenizer)
 
     held_out = None
     if recipe.eval.records is not None:
@@ -79,7 +77,6 @@ def pretrain(
         held_out_cache = PixelCache.build(read, side, cache_dir, fill=fill)
         measure = held_out_figures(task, held_out_cache, recipe.eval.batch_size, probe)
         held_out = HeldOut(measure, recipe.eval.every)
-    on_batch = view_schedule(data.view_schedule, data.view or side, spec) if data.view_schedule else None
 
     in_tower = Part("tower", (task.tower,), recipe.lr.tower)
     heads = tuple(name for name, _ in task.objective.named_parameters() if not in_tower.covers(name))
@@ -105,11 +102,10 @@ def pretrain(
 
 
 def _side(recipe: PretrainRecipe, spec: TowerSpec) -> int:
+    """Pixels of the letterboxed square; that of the views is looked at too."""
     side = recipe.data.side or spec.image_size
-    if side % spec.patch_size:
-        raise UserError(f"data.side is {side}, it must be a multiple of the tower's patch size {spec.patch_size}.")
-    if side != spec.image_size and not spec.any_resolution:
-        raise UserError(f"data.side is {side}, but this tower takes {spec.image_size} px images only.")
+    check_size("data.side", side, spec)
+    check_size("data.view", recipe.data.view or side, spec)
     return side
 
 
@@ -119,7 +115,3 @@ def _bad_records(records: RecordSet, cache: PixelCache) -> str:
     if cache.bad:
         lines.append(f"{len(cache.bad)} images cannot be read: " + "; ".join(bad.reason for bad in cache.bad))
     return "; ".join(lines) + "; "
-
-
-def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()

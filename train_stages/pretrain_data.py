@@ -58,9 +58,13 @@ class RegionItems:
     nothing = "no image has a labelled region; check data.object_labels and the records"
 
     def prepare(self, record: Record, frame: ImageFrame) -> LabelledRegions | None:
+        """The regions that have a label, boxes in pixels of the input; None when there is none."""
         return labelled_regions(record, frame, self.objects, self.texts)
 
     def item(self, pixels: Tensor, known: LabelledRegions, rng: np.random.Generator) -> dict[str, Any]:
+        """A random view of uint8 `pixels (3, S, S)` and N of the regions in it, some of them more than once where there
+        are fewer: `pixel_values` uint8 (3, view, view), `boxes` (N, 4) float32 xyxy in its pixels, `object_labels` (N,)
+        int64, `ocr_labels` N lists of token classes."""
         view, boxes, kept, _ = random_view(pixels, known.boxes, self.augment, rng, self.view)
         picked = sample_regions(len(boxes), self.regions_per_image, rng)
         source = kept[picked]
@@ -150,10 +154,14 @@ class CaptionItems:
         self.nothing = f"{what}; the clip objective needs them"
 
     def prepare(self, record: Record, frame: ImageFrame) -> tuple[Boxes, list[str]] | None:
+        """What captions are made of: regions with words, `(R, 4)` in pixels of the input, and the words; or no box, and
+        the record's captions. None when there are no texts."""
         found = named_regions(record, frame) if self._from_regions else (Boxes.empty(), record.captions)
         return found if found[1] else None
 
     def item(self, pixels: Tensor, known: tuple[Boxes, list[str]], rng: np.random.Generator) -> dict[str, Any]:
+        """A random view of uint8 `pixels (3, S, S)` and a caption: `pixel_values` uint8 (3, view, view), `input_ids` a
+        list of token ids."""
         boxes, texts = known
         view, _, kept, _ = random_view(pixels, boxes, self._augment, rng, self._view)
         caption = caption_of_view(texts, kept, rng) if self._from_regions else texts[rng.integers(len(texts))]

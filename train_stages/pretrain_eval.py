@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from ..vision_towers.errors import UserError
 from .engine.seeded_data import SeededCollate, SeededDataset
 from .gather import sum_over_processes, world
 from .objective_task import Task
@@ -28,10 +29,22 @@ def held_out_figures(
     """What measures the model of `task` as it is: `loss`, the objective's on `cache` with the same random draws every
     time; `object_top1` and `regions` where there are class centres (`object_top1` below); and what `probe` finds.
 
-    Several processes share the batches of the loss, because contrast is over all processes; what does not go round is
-    left out. Every process has to measure.
+    A batch of the loss is of `batch_size` images, full ones as far as there is one, whatever the number of processes:
+    they share it, and contrast is over all of them. Every process has to measure.
+
+    Raises:
+        UserError: no image is of use to the objective, or a batch has fewer images than there are processes.
     """
-    items = CachedItems(cache, task.items)
+    try:
+        items = CachedItems(cache, task.items)
+    except UserError as error:
+        raise UserError(f"eval.records: {error}") from None
+    shared, processes = min(batch_size, len(items)), _place()[1]
+    if shared < processes:
+        raise UserError(
+            f"{processes} processes cannot share a batch of {shared} held-out images: raise eval.batch_size or give "
+            "more images in eval.records."
+        )
 
     def measure() -> dict[str, float]:
         found = _loss(task, items, batch_size)
@@ -44,21 +57,27 @@ def held_out_figures(
 
 @torch.inference_mode()
 def _loss(task: Task, items: CachedItems, batch_size: int) -> dict[str, float]:
-    group = world()
-    rank, processes = (group.rank(), group.size()) if group else (0, 1)
+    rank, processes = _place()
     device = next(task.objective.parameters()).device
-    loader = DataLoader(SeededDataset(items, 0), batch_size, collate_fn=SeededCollate(task.items.collate))
-    batches = max(1, len(items) // batch_size)  # full ones, because contrast depends on their size
-    total, count = 0.0, 0
+    size = min(batch_size, len(items))
+    batches = len(items) // size  # full ones, because contrast depends on their size
+    mine = range(size * rank // processes, size * (rank + 1) // processes)
+    shares = [[size * number + row for row in mine] for number in range(batches)]
+    collate = SeededCollate(task.items.collate)
+    loader = DataLoader(SeededDataset(items, 0), batch_sampler=shares, collate_fn=collate)
     torch.manual_seed(0)  # sampled negatives; the engine puts the generators back
-    for number, batch in enumerate(loader):
-        if number >= batches // processes * processes:
-            break
-        if number % processes == rank:
-            total += float(task.objective(**{name: value.to(device) for name, value in batch.items()}).loss)
-            count += 1
-    total, count = sum_over_processes((total, count), device)
-    return {"loss": total / count} if count else {}
+    total = 0.0
+    for batch in loader:
+        total += float(task.objective(**{name: value.to(device) for name, value in batch.items()}).loss)
+    # The mean of a loss over processes is that of the whole batch.
+    (total,) = sum_over_processes([total], device)
+    return {"loss": total / (batches * processes)}
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of processes."""
+    group = world()
+    return (0, 1) if group is None else (group.rank(), group.size())
 
 
 @torch.inference_mode()

@@ -1,15 +1,19 @@
 """What stage 0 trains beside the tower, in files: class centres (RICE), or a text tower and projections (CLIP)."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
 from ..vision_towers.errors import UserError
 from .clip_objective import ClipObjective
+from .engine.manifest import read_stage
 from .engine.shards import whole_table
 from .region_labels import ObjectClasses
 from .rice_objective import RiceObjective
@@ -35,13 +39,16 @@ def save_centres(centres: dict[str, torch.Tensor], classes: ObjectClasses, folde
     (folder / CLASSES_FILE).write_text(json.dumps(labels, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load_centres(objective: RiceObjective, classes: ObjectClasses, folder: Path) -> None:
+def load_centres(
+    objective: RiceObjective, classes: ObjectClasses, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+) -> None:
     """Take over the centres of a finished run.
 
     Raises:
-        UserError: there are none, or they are those of other classes.
+        UserError: there are none, or they are those of other classes or of another tokenizer.
     """
     path = _file(folder / CENTRES_FILE)
+    check_tokenizer(tokenizer, folder)
     names = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))["names"]
     if names != classes.names:
         raise UserError(f"the centres in {folder} are those of other object classes; set model.keep_heads=false.")
@@ -61,16 +68,57 @@ def save_text_side(objective: ClipObjective, tokenizer: PreTrainedTokenizerBase,
     save_file(held, folder / CLIP_HEADS_FILE)
 
 
-def load_text_side(objective: ClipObjective, folder: Path) -> None:
+def load_text_side(objective: ClipObjective, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Take over text tower and projections of a finished run.
 
     Raises:
-        UserError: there are none, or they have other sizes.
+        UserError: there are none, or they have other sizes or read another tokenizer.
     """
     saved = load_file(_file(folder / CLIP_HEADS_FILE))
+    check_tokenizer(tokenizer, folder)
     text_tower = CLIPTextModel.from_pretrained(folder / TEXT_TOWER_FOLDER, dtype=torch.float32)
+    # Shapes do not tell the number of heads, nor of layers that the recipe has no place for.
+    check_settings("model.clip", text_sizes(objective.text_tower.config), text_sizes(text_tower.config), folder)
     _copy(text_tower.state_dict(), objective.text_tower.state_dict(), folder)
     _copy(saved, _clip_heads(objective), folder)
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 (hex) of the tokens and their numbers."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Raises UserError when the run in `folder` noted that it read texts by another vocabulary. Without a tokenizer no
+    text is read, and without a note nothing is known."""
+    noted = ((read_stage(folder) or {}).get("data") or {}).get("tokenizer")
+    if tokenizer is not None and noted is not None and noted != vocabulary_hash(tokenizer):
+        raise UserError(
+            f"the heads in {folder} were trained with another vocabulary than data.tokenizer has: name the tokenizer "
+            "of that run, or set model.keep_heads=false."
+        )
+
+
+def text_sizes(config: CLIPTextConfig) -> dict[str, int]:
+    """The sizes of a text tower, named as in `ClipConfig`."""
+    return {
+        "text_hidden": config.hidden_size,
+        "text_layers": config.num_hidden_layers,
+        "text_heads": config.num_attention_heads,
+        "max_tokens": config.max_position_embeddings,
+    }
+
+
+def check_settings(block: str, wanted: Mapping[str, Any], there: Mapping[str, Any], source: Path | str) -> None:
+    """Raises UserError for the first key of `there`, what a model was made with, that is another in `wanted`, what the
+    recipe's `block` says."""
+    for key, value in there.items():
+        if wanted[key] != value:
+            asked, made = (str(v).lower() if isinstance(v, bool) else v for v in (wanted[key], value))
+            raise UserError(
+                f"{block}.{key} comes to {asked}, and {source} was made with {made}, which is kept; set "
+                f"{block}.{key}={made}."
+            )
 
 
 def _centres(objective: RiceObjective) -> dict[str, torch.Tensor]:

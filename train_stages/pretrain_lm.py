@@ -7,7 +7,6 @@ learns to look up what is asked for and to copy it, which is what the projected 
 
 from __future__ import annotations
 
-import hashlib
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from ..vision_towers.errors import UserError
 from ..vision_towers.packaged import model_source
 from .conversations import DEFAULT_MIX, check_mix, corpus_texts, sample_conversation
 from .engine import Part, StageResult, run_stage
+from .pretrain_heads import vocabulary_hash
 from .record_io import data_hash
 from .record_source import RecordSource
 from .records import Record
@@ -143,7 +143,7 @@ def pretrain_lm(recipe: LMRecipe, run_dir: str | Path, device: str = "auto", **o
         recipe=recipe,
         stage="pretrain-lm",
         parents={},
-        data={**hashes, "tokenizer": _vocabulary_hash(tokenizer)},
+        data={**hashes, "tokenizer": vocabulary_hash(tokenizer)},
         save=save,
         device=device,
         **options,
@@ -231,8 +231,3 @@ def _check_length(dataset: PackedTexts) -> None:
     rng = random.Random(0)
     if not any(dataset.texts(record, rng, dataset.length) for record in dataset.records[:100]):
         raise UserError(f"No conversation fits into data.sequence_length={dataset.length} tokens; raise it.")
-
-
-def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()

@@ -23,7 +23,8 @@ Count = Annotated[int, Field(gt=0)]
 
 @dataclass(frozen=True, config=_STRICT)
 class TowerSize:
-    """A new RICE tower; the defaults are `nano`. `hidden_size / heads` must be a multiple of 4 (axial rotary code).
+    """A new RICE tower; the defaults are `nano`. `hidden_size / heads` must be a multiple of 4 (axial rotary code), and
+    `image_size` one of `patch_size`.
 
     num_region_layers and region_mask_rule: see `RiceVisionConfig`.
     """
@@ -40,6 +41,8 @@ class TowerSize:
     def __post_init__(self) -> None:
         if self.hidden_size % (4 * self.heads):
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 4 x heads = {4 * self.heads}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -78,8 +81,9 @@ class UmgClipSettings:
 class PretrainModel:
     """What is trained. objective: "rice", "clip", "cloc" or "umg_clip" (read with the block of that name). tower: a
     checkpoint to start from, opened by `load_tower`; without it a new tower of `size`. keep_heads: go on with the class
-    centres, or the text tower and projections, of the finished run that `tower` names, instead of new ones; for
-    umg_clip, `tower` may also name a native CLIP or SigLIP, whose tokenizer is data.tokenizer."""
+    centres, or the text tower and projections, of the finished run that `tower` names, instead of new ones: with the
+    same tokenizer and, for clip and cloc, the same settings. For umg_clip, `tower` may also name a native CLIP or
+    SigLIP, whose tokenizer is data.tokenizer."""
 
     objective: Literal["rice", "clip", "cloc", "umg_clip"] = "rice"
     tower: str | None = None
@@ -99,11 +103,11 @@ class PretrainData(RecordSource):
     left out (the other objectives cannot do without). side: pixels of the letterboxed square, the tower's own when
     absent. stream: read records and images as they come instead of decoding all of them first; `records` are then best
     many files. shuffle_buffer: how many records a streamed one is drawn from. view: pixels of the random views that the
-    tower gets; `side` when absent. view_schedule: (share, pixels), ascending: until that share of the run, views are
-    shrunk to so many pixels. regions_per_image: N (cloc, as M, and umg_clip: at most).
-    object_labels: "category", "tags" (tags and category) or "cluster". captions (clip): see `CaptionItems`. stuff:
-    whether stuff regions take part. cache_dir: where decoded pixels are kept; inside the run when absent. augment: see
-    `AugmentConfig`.
+    tower gets; `side` when absent. Either is a size that the tower takes. view_schedule: (share, pixels), ascending:
+    until that share of the run, views are shrunk to so many pixels. regions_per_image: N (cloc, as M, and umg_clip: at
+    most). object_labels: "category", "tags" (tags and category) or "cluster". captions (clip): see `CaptionItems`.
+    stuff: whether stuff regions take part. cache_dir: where decoded pixels are kept; inside the run when absent.
+    augment: see `AugmentConfig`.
     """
 
     tokenizer: str | None = None
@@ -125,7 +129,7 @@ class PretrainEval:
     """Held-out records that the run is measured on, at its end and during it.
 
     records: as in `data`; nothing is measured without. every: steps from one measurement to the next; the end alone
-    when absent.
+    when absent. batch_size: images that the loss contrasts, those of all processes together.
     """
 
     records: str | tuple[str, ...] | None = None

@@ -63,6 +63,9 @@ class RiceObjective(nn.Module):
 
     `class_shards` tells the engine which rows of the tables this process holds, `row_sparse` which parameters have
     sparse gradients.
+
+    Raises:
+        UserError: a tower without a region readout.
     """
 
     def __init__(self, tower: PreTrainedModel, num_objects: int, num_ocr: int, config: RiceConfig, seed: int = 0):

@@ -23,14 +23,20 @@ def rice_task(
     records: Iterable[Record],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Task:
-    """The task. Without a tokenizer OCR regions are left out."""
+    """The tower beside class centres that are new, or kept as `model.keep_heads` says. Without a tokenizer OCR regions
+    are left out.
+
+    Raises:
+        UserError: no region has an object label, a tower without a region readout, or centres that cannot be kept
+            (`load_centres`).
+    """
     classes = ObjectClasses.of(records, recipe.data.object_labels, recipe.data.stuff)
     texts = TextClasses(tokenizer) if tokenizer is not None else None
     items = RegionItems(classes, texts, recipe.data.regions_per_image, recipe.data.augment, recipe.data.view)
     text_classes = len(texts) if texts else 0
     objective = RiceObjective(tower, len(classes), text_classes, recipe.model.rice, recipe.train.seed)
     if recipe.model.keep_heads:
-        load_centres(objective, classes, parent_run(recipe.model))
+        load_centres(objective, classes, tokenizer, parent_run(recipe.model))
 
     centres: dict[str, torch.Tensor] = {}
 

@@ -114,6 +114,11 @@ class StreamedItems(StreamedDataset[tuple[StreamedImage, Any]]):
         self._decoded, self._bad = 0, []
 
     def examples(self, rank: int, processes: int) -> Iterator[tuple[StreamedImage, Any]]:
+        """The images of process `rank`, without end, each with what its record says that the objective can use.
+
+        Raises UserError when a file cannot be read, none of the records is for this process, or the first
+        `_PATIENCE` images are of no use.
+        """
         useful = False
         for number, image in enumerate(self._stream.rounds(rank, processes), 1):
             frame = ImageFrame.letterbox((image.record.width, image.record.height), self._side)
@@ -125,6 +130,10 @@ class StreamedItems(StreamedDataset[tuple[StreamedImage, Any]]):
                 raise UserError(f"{self._maker.nothing} (the first {number} images were looked at)")
 
     def item(self, example: tuple[StreamedImage, Any]) -> dict[str, Any] | None:
+        """The image decoded and made an item of the objective; None when it cannot be read.
+
+        Raises UserError when too many cannot.
+        """
         image, known = example
         self._decoded += 1
         try:

@@ -62,6 +62,7 @@ class TaggedRegionItems:
         self._augment, self._view = augment, view
 
     def prepare(self, record: Record, frame: ImageFrame) -> TaggedImage | None:
+        """Captions, tags and regions with words or captions; None when there is nothing of it."""
         texts = [
             list(dict.fromkeys(text for text in (region_words(region), *region.captions) if text))
             for region in record.regions
@@ -84,6 +85,9 @@ class TaggedRegionItems:
         )
 
     def item(self, pixels: Tensor, known: TaggedImage, rng: np.random.Generator) -> dict[str, Any]:
+        """A random view of uint8 `pixels (3, S, S)`: `pixel_values` uint8 (3, view, view); `input_ids` the token ids of
+        its caption, None without one; `image_tags` numbers of tags; `boxes` (R, 4) float32 xyxy in its pixels, R from 0
+        on; `masks` (R, rows, columns) shares of its patches; `region_input_ids`, `region_tags` R lists."""
         view = random_view(pixels, known.boxes, self._augment, rng, self._view)
         picked = rng.permutation(len(view.boxes))[: self._count]
         sources = view.kept[picked].tolist()

@@ -25,7 +25,12 @@ from .umg_clip_objective import UmgClipObjective
 def umg_clip_task(
     recipe: PretrainRecipe, tower: PreTrainedModel, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase
 ) -> Task:
-    """The task; the model is new, or kept as `model.keep_heads` says."""
+    """A `UmgClipModel`, new around the native ViT of `tower`, or kept as `model.keep_heads` says.
+
+    Raises:
+        UserError: a tokenizer without an end or a padding token, settings that the tower cannot have, or with
+            `model.keep_heads` nothing of this kind in `model.tower`, or one that reads another vocabulary.
+    """
     data, settings = recipe.data, recipe.model.umg_clip
     make = _kept if recipe.model.keep_heads else _new
     model = make(recipe.model, tower, tokenizer)

@@ -1,4 +1,4 @@
-"""Small views first, large ones later: a schedule of resolutions within one run.
+"""What sizes a tower takes, and a schedule of them within one run: small views first, large ones later.
 
 RICE is trained at 224 px and then on larger inputs (rice paper, section 3.2); that the change happens within a run, and
 its shares, are ours. A tower with rotary positions takes any size that its patches divide.
@@ -16,6 +16,20 @@ from ..vision_towers import TowerSpec
 from ..vision_towers.errors import UserError
 
 Batch = dict[str, Any]
+
+
+def check_size(key: str, side: int, spec: TowerSpec) -> None:
+    """Whether a tower takes squares of `side` pixels: those of its own size, and of any multiple of the patch if it
+    takes any resolution. key: of the recipe, that says so.
+
+    Raises UserError when it does not.
+    """
+    if side == spec.image_size:  # which need not be a multiple: SigLIP so400m has patches of 14 px in 384
+        return
+    if not spec.any_resolution:
+        raise UserError(f"{key} is {side}, but this tower takes {spec.image_size} px images only.")
+    if side % spec.patch_size:
+        raise UserError(f"{key} is {side}, it must be a multiple of the tower's patch size {spec.patch_size}.")
 
 
 def view_schedule(steps: Sequence[tuple[float, int]], view: int, spec: TowerSpec) -> Callable[[Batch, float], Batch]:

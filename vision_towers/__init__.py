@@ -10,7 +10,7 @@ from .describe import TowerSpec, describe_tower, register_tower, registered_towe
 from .errors import UserError
 from .image_processor import tower_image_processor
 from .lift import lift_tower, plain_tower
-from .load import encode_regions, load_tower, load_umg_clip, pad_boxes
+from .load import encode_regions, load_cloc, load_tower, load_umg_clip, pad_boxes
 from .model_card import CardFacts, write_tower_card
 from .outputs import TowerFeatures, TowerOutput
 from .push import push_folder
@@ -55,6 +55,7 @@ __all__ = [
     "export_native",
     "export_remote_code",
     "lift_tower",
+    "load_cloc",
     "load_convpass",
     "load_rice_vit",
     "load_tower",

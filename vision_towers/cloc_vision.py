@@ -97,14 +97,19 @@ class ClocVisionModel(WrappedVisionModel):
             patches = tokens[:, -grid_hw[0] * grid_hw[1] :]
             pooled = roi_mean(patches, grid_hw, boxes, self.spec.patch_size, ROI_SIZE)
             return pooled + 0.0 * self.prompter.corner.sum()  # else without a gradient, which DDP would wait for
-        return self._prompt(tokens, grid_hw, self.prompter.box_prompts(in_unit_square(boxes, input_hw)))
+        return self._prompt(tokens, grid_hw, input_hw, self.prompter.box_prompts(in_unit_square(boxes, input_hw)))
 
-    def _prompt(self, tokens: torch.Tensor, grid_hw: tuple[int, int], prompts: torch.Tensor) -> torch.Tensor:
+    def _prompt(
+        self, tokens: torch.Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int], prompts: torch.Tensor
+    ) -> torch.Tensor:
         rows, columns = grid_hw
         patches = tokens[:, -rows * columns :]
         if prompts.shape[1] == 0:
             return patches.new_zeros(len(patches), 0, patches.shape[-1])
-        return self.prompter(patches, grid_centres(rows, columns, patches.device), prompts.to(patches.dtype))
+        centres = grid_centres(rows, columns, patches.device)
+        # What is left over at the right and at the bottom is no patch: the grid covers so much of the input.
+        covered = [count * self.spec.patch_size / side for count, side in ((columns, input_hw[1]), (rows, input_hw[0]))]
+        return self.prompter(patches, centres * centres.new_tensor(covered), prompts.to(patches.dtype))
 
     def forward(
         self,
@@ -116,7 +121,11 @@ class ClocVisionModel(WrappedVisionModel):
         **kwargs,
     ):
         """As `WrappedVisionModel.forward`; with `texts (B, T, projection_dim)`, embeddings of texts in the joint space,
-        also where each of them is. Returns `ClocVisionOutput` then."""
+        also where each of them is. Returns `ClocVisionOutput` then.
+
+        Raises:
+            UserError: as there; with `texts` also neither pixels nor the needed features, or `return_dict=False`.
+        """
         if texts is None:
             return super().forward(pixel_values, boxes, region_counts, features, **kwargs)
         layer = self.region_feature_layers[0]
@@ -143,7 +152,8 @@ class ClocVisionModel(WrappedVisionModel):
                 answer = super().forward(boxes=boxes, region_counts=region_counts, features=found)
                 assert isinstance(answer, TowerOutput)
                 output.region_embeds = answer.region_embeds
-        embeds = self._prompt(found.hidden[layer], found.grid_hw, self.prompter.text_prompts(texts))
+        prompts = self.prompter.text_prompts(texts)
+        embeds = self._prompt(found.hidden[layer], found.grid_hw, found.input_hw, prompts)
         height, width = found.input_hw
         size = torch.tensor([width, height, width, height], device=embeds.device)
         output.text_prompt_embeds = embeds

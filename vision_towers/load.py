@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .cloc_model import ClocModel
 from .describe import describe_tower, registered_towers
 from .errors import CANNOT_OPEN, UserError, in_one_line
 from .lift import lift_tower
@@ -85,6 +86,30 @@ def load_umg_clip(name_or_path: str | Path, *, dtype: torch.dtype | None = None,
     """
     source = model_source(name_or_path)
     kinds = {"umg_clip": UmgClipModel, "clip": CLIPModel, "siglip": SiglipModel}
+    model = _load_whole(source, kinds, "a umg_clip, a clip or a siglip", dtype)
+    if isinstance(model, UmgClipModel):
+        return model
+    return UmgClipModel.from_pair(model, **region_fields)
+
+
+def load_cloc(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> ClocModel:
+    """Open a whole CLOC: the tower with its Prompter, and the text tower.
+
+    Args:
+        name_or_path: hub id or folder. Only safetensors are read.
+        dtype: of the weights; as saved when absent.
+    Raises:
+        UserError: nothing to open there, a model of another kind, or tensors missing from the checkpoint.
+    """
+    model = _load_whole(model_source(name_or_path), {"cloc": ClocModel}, "a cloc", dtype)
+    assert isinstance(model, ClocModel)
+    return model
+
+
+def _load_whole(
+    source: str, kinds: dict[str, type[PreTrainedModel]], needed: str, dtype: torch.dtype | None
+) -> PreTrainedModel:
+    """The model at `source` by its `model_type`, as it was saved. needed: the kinds, for the user."""
     with _quietly(keep_bars=not Path(source).is_dir()):
         try:
             config = AutoConfig.from_pretrained(source)
@@ -92,11 +117,8 @@ def load_umg_clip(name_or_path: str | Path, *, dtype: torch.dtype | None = None,
             raise UserError(f"no model can be opened at {source!r}: {in_one_line(error)}") from error
         kind = kinds.get(config.model_type)
         if kind is None:
-            raise UserError(f"{source!r} is a {config.model_type}; a umg_clip, a clip or a siglip is needed.")
-        model = _load(kind, source, config, dtype, key_mapping=None)
-    if isinstance(model, UmgClipModel):
-        return model
-    return UmgClipModel.from_pair(model, **region_fields)
+            raise UserError(f"{source!r} is a {config.model_type}; {needed} is needed.")
+        return _load(kind, source, config, dtype, key_mapping=None)
 
 
 def tower_config(name_or_path: str | Path) -> PreTrainedConfig:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from .positions import CODE_SIZE, sinusoidal_2d
 
 POOLS = ("image", "prompt", "all")
-CHUNK = 16  # prompts of an image that are in memory together, each as large as the image's tokens
+# Prompts of an image that are computed together, each as large as the image's tokens. Without gradients no more are in
+# memory; with them those of all chunks are, for the backward pass.
+CHUNK = 16
 
 
 class Prompter(nn.Module):

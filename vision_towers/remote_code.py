@@ -12,7 +12,7 @@ from .cloc_model import ClocModel
 from .describe import describe_tower, register_tower
 from .errors import UserError
 from .image_processor import tower_image_processor
-from .load import load_tower
+from .load import load_cloc, load_tower, load_umg_clip
 from .model_card import CardFacts, write_tower_card
 from .packaged import model_source
 from .register import describe_rice, describe_wrapped
@@ -160,14 +160,4 @@ def model_type(source: str | Path) -> str:
 
 
 def _open(source: str | Path) -> PreTrainedModel:
-    whole = {"cloc": ClocModel, "umg_clip": UmgClipModel}.get(model_type(source))
-    if whole is None:
-        return load_tower(source)
-    loaded: Any = whole.from_pretrained(
-        model_source(source), dtype="auto", use_safetensors=True, output_loading_info=True
-    )
-    model, info = loaded
-    if info["missing_keys"]:
-        first = min(info["missing_keys"])
-        raise UserError(f"{str(source)!r} lacks {len(info['missing_keys'])} tensors of its model, e.g. {first}.")
-    return model
+    return {"cloc": load_cloc, "umg_clip": load_umg_clip}.get(model_type(source), load_tower)(source)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ...train_stages.pixels import PixelCache
 from ...train_stages.region_labels import ObjectClasses, ObjectLabels
+from ...vision_towers import UserError
 from .classify import nearest_neighbours
 from .labels import object_labels
 from .regions import ProbeRegions, labelled_regions, reader
@@ -26,7 +27,10 @@ def neighbours_during(labels: ObjectLabels) -> Callable[[PreTrainedModel, PixelC
     """
 
     def measure(tower: PreTrainedModel, cache: PixelCache) -> dict[str, float]:
-        classes = ObjectClasses.of(cache.records, labels, stuff=True)
+        try:
+            classes = ObjectClasses.of(cache.records, labels, stuff=True)
+        except UserError:  # no region of them has such a label: records of captions alone
+            return {}
         found = labelled_regions(reader(tower, "own"), cache, object_labels(classes), MOST, progress=None)
         asked = found.images % ASKED_EVERY == ASKED_EVERY - 1
         share = nearest_neighbours(_part(found, ~asked), _part(found, asked))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
-    AutoModel,
     CLIPConfig,
     CLIPTextModel,
     PreTrainedConfig,
@@ -31,6 +30,7 @@ from ...vision_towers import (
     UmgClipConfig,
     UmgClipModel,
     UserError,
+    load_cloc,
     load_tower,
     load_umg_clip,
 )
@@ -81,7 +81,8 @@ def open_with_texts(name_or_path: str | Path, device: str = "cpu") -> tuple[PreT
         return tower, _clip_side(tower, folder)
     kind = _model_type(source)
     if kind == ClocConfig.model_type:
-        model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval().to(device)
+        model: Any = load_cloc(source, dtype=torch.float32)
+        model.to(device)
         return model.vision_tower, _cloc_side(model, _tokenizer_beside(source))
     if kind in PAIRS:
         pair: Any = load_umg_clip(source, dtype=torch.float32)

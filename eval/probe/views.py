@@ -13,9 +13,13 @@ from ...vision_towers import TowerSpec, UserError
 
 
 def checked_side(side: int | None, spec: TowerSpec) -> int:
-    """`side` in pixels, the tower's own when None. Raises UserError when the tower cannot take it."""
+    """`side` in pixels, the tower's own when None.
+
+    Raises UserError when the tower cannot take it: another size than its own has to be a multiple of the patch, and the
+    tower one of any resolution.
+    """
     side = side or spec.image_size
-    if side % spec.patch_size or (side != spec.image_size and not spec.any_resolution):
+    if side != spec.image_size and (side % spec.patch_size or not spec.any_resolution):
         raise UserError(
             f"this tower cannot take {side} px: its patches have {spec.patch_size} px, and its own size is "
             f"{spec.image_size} px."

@@ -93,6 +93,8 @@ def measure_segmentation(
         own_text_space(model, texts_of_it)  # says now that it has none
     spec = describe_tower(model.config)
     side = checked_side(config.side, spec)
+    if side % spec.patch_size:
+        raise UserError(f"{side} px is no whole number of patches of {spec.patch_size} px; give --side.")
     records = read_records(data, format, image_root)
     parts = (records, read_records(test, format, image_root)) if test is not None else split(records)
     classes = SegmentClasses.of([r for part in parts for r in part.records], config.labels, config.background)

@@ -1,16 +1,25 @@
 """Stage 0 from records to a run directory, with the real engine on a small tower."""
 
 import json
+from shutil import copytree
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, TrainerCallback
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPVisionModel,
+    SiglipVisionModel,
+    TrainerCallback,
+)
 
 from regiontower.train_stages.pretrain import pretrain
 from regiontower.train_stages.pretrain_recipe import PretrainRecipe
 from regiontower.train_stages.recipe import load_recipe
-from regiontower.train_stages.record_io import read_records
+from regiontower.train_stages.record_io import read_records, write_records
+from regiontower.train_stages.region_labels import open_tokenizer
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.train_stages.tokenizer import train_tokenizer
 from regiontower.vision_towers import ClocModel, ClocVisionModel, RiceVisionModel, describe_tower, load_tower
@@ -31,11 +40,13 @@ NEW = ["model.tower=null", "model.keep_heads=false"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """24 generated scenes, a tokenizer of their captions, and one folder of decoded pixels for all runs."""
+    """24 generated scenes, a tokenizer of their captions, another of as many tokens, and one folder of decoded pixels
+    for all runs."""
     root = tmp_path_factory.mktemp("data")
     records = write_scenes(root / "scenes", 24, seed=7, progress=False)
     captions = [caption for record in read_records(records).records for caption in record.captions]
     train_tokenizer(captions, root / "tokenizer", 512)
+    train_tokenizer([caption[::-1] for caption in captions], root / "other", 512)
     return root
 
 
@@ -155,8 +166,21 @@ def test_heads_of_other_classes_or_another_objective_are_refused(rice_run, data,
         pretrain(recipe(data, "rice-nano", *keep, "data.object_labels=tags"), tmp_path / "a", device="cpu")
     with pytest.raises(UserError, match="another objective"):
         pretrain(recipe(data, "clip-nano", *keep), tmp_path / "b", device="cpu")
+    with pytest.raises(UserError, match="is a rice_vision_model; a cloc is needed"):
+        pretrain(recipe(data, "cloc-nano", *keep), tmp_path / "c", device="cpu")
     with pytest.raises(UserError, match=r"set model\.tower"):
-        pretrain(recipe(data, "rice-nano", "model.keep_heads=true", "train.steps=1"), tmp_path / "c", device="cpu")
+        pretrain(recipe(data, "rice-nano", "model.keep_heads=true", "train.steps=1"), tmp_path / "d", device="cpu")
+
+
+def test_heads_of_another_tokenizer_are_refused_when_the_run_noted_it(rice_run, data, tmp_path):
+    parent = copytree(rice_run.run_dir, tmp_path / "parent")
+    keep = (f"model.tower={parent}", "model.keep_heads=true", "train.steps=1")
+    assert len(open_tokenizer(data / "other")) == len(open_tokenizer(data / "tokenizer"))  # shapes do not tell
+    other = recipe(data, "rice-nano", *keep, f"data.tokenizer={data}/other")
+    with pytest.raises(UserError, match=r"another vocabulary than data\.tokenizer has"):
+        pretrain(other, tmp_path / "run", device="cpu")
+    (parent / "stage.json").unlink()
+    pretrain(other, tmp_path / "run", device="cpu")
 
 
 def test_small_zoomed_views_train_too(data, tmp_path):
@@ -184,12 +208,17 @@ def test_clip_reduces_its_loss_and_opens_as_a_tower(data, tmp_path):
     assert all(torch.equal(load_file(again.run_dir / "clip_heads.safetensors")[name], heads[name]) for name in heads)
     for name, tensor in CLIPTextModel.from_pretrained(again.run_dir / "text_tower").state_dict().items():
         assert torch.equal(tensor, text.state_dict()[name]), name
+    with pytest.raises(UserError, match=r"model\.clip\.text_heads comes to 4, .* set model\.clip\.text_heads=2"):
+        pretrain(recipe(data, "clip-nano", *keep, "model.clip.text_heads=4"), tmp_path / "other", device="cpu")
+    with pytest.raises(UserError, match="another vocabulary"):
+        pretrain(recipe(data, "clip-nano", *keep, f"data.tokenizer={data}/other"), tmp_path / "other", device="cpu")
 
 
 @pytest.mark.parametrize(
     ("name", "override", "sentence"),
     [
-        ("rice-nano", "data.side=50", "multiple of the tower's patch size 14"),
+        ("rice-nano", "data.side=50", r"data\.side is 50, it must be a multiple of the tower's patch size 14"),
+        ("rice-nano", "data.view=50", r"data\.view is 50, it must be a multiple of the tower's patch size 14"),
         ("clip-nano", "data.tokenizer=null", r"set data\.tokenizer"),
         ("rice-nano", "data.object_labels=cluster", "has a cluster"),
     ],
@@ -203,6 +232,11 @@ def test_what_cannot_work_is_one_sentence(data, tmp_path, name, override, senten
     ("override", "sentence"),
     [
         ("model.size.hidden_size=90", "multiple of 4 x heads"),
+        ("model.size.image_size=60", "multiple of patch_size 14"),
+        ("model.clip.text_heads=5", "model.clip: text_heads is 5, it must divide text_hidden, 192"),
+        ("model.clip.max_tokens=1", "model.clip: max_tokens is 1, it must be at least 2"),
+        ("model.cloc.text.text_layers=0", "model.cloc.text: text_layers is 0"),
+        ("model.umg_clip.text.embed_dim=0", "model.umg_clip.text: embed_dim is 0"),
         ("model.rice.loss.sample_rate=2", "sample_rate"),
         ("model.rice.loss.margins=0.3", r"model\.rice\.loss\.margin\?"),
         ("data.augment.min_scale=0", "min_scale"),
@@ -211,6 +245,35 @@ def test_what_cannot_work_is_one_sentence(data, tmp_path, name, override, senten
 def test_wrong_recipes_name_the_key(data, override, sentence):
     with pytest.raises(UserError, match=sentence):
         recipe(data, "rice-nano", "train.steps=1", override)
+
+
+@pytest.mark.parametrize(("kind", "objective"), [(CLIPVisionModel, "clip-nano"), (SiglipVisionModel, "cloc-nano")])
+def test_a_tower_s_own_size_is_taken_though_it_is_no_multiple_of_the_patch(data, tmp_path, kind, objective):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kind(kind.config_class(**sizes, image_size=60, patch_size=14)).save_pretrained(tmp_path / "vit")
+    wanted = ("train.steps=1", f"model.tower={tmp_path}/vit")
+    result = pretrain(recipe(data, objective, *wanted), tmp_path / "run", device="cpu")
+    assert describe_tower(load_tower(result.run_dir).config).image_size == 60
+    with pytest.raises(UserError, match=r"data\.view is 28, but this tower takes 60 px images only"):
+        pretrain(recipe(data, objective, *wanted, "data.view=28"), tmp_path / "other", device="cpu")
+
+
+@pytest.mark.parametrize("objective", ["clip-nano", "cloc-nano"])
+def test_held_out_captions_have_a_loss_and_no_neighbours(data, tmp_path, objective):
+    from regiontower.eval.probe import neighbours_during
+
+    captions = [
+        record.model_copy(update={"regions": [], "image": str(data / "scenes" / record.image)})
+        for record in read_records(data / "scenes/records.jsonl").records
+    ]
+    write_records(tmp_path / "captions.jsonl", captions)
+    held_out = ("train.steps=1", f"eval.records={tmp_path}/captions.jsonl")
+    wanted = recipe(data, objective, *held_out, "data.captions=image")
+    result = pretrain(wanted, tmp_path / "run", device="cpu", probe=neighbours_during("category"))
+    assert result.metrics["held_out_loss"] > 0 and "held_out_knn_top1" not in result.metrics
+    if objective == "clip-nano":
+        with pytest.raises(UserError, match=r"eval\.records: no region of the records has words"):
+            pretrain(recipe(data, objective, *held_out, "data.captions=visible"), tmp_path / "other", device="cpu")
 
 
 def test_the_packaged_recipes_ask_for_their_data_alone():
@@ -234,3 +297,20 @@ def test_cloc_reduces_its_loss_and_opens_whole_and_as_a_tower(data, tmp_path):
     goes_on = ["train.steps=1", f"model.tower={run.run_dir}", "model.keep_heads=true", "model.cloc.text.text_layers=1"]
     second = pretrain(recipe(data, "cloc-nano", *goes_on), tmp_path / "second")
     assert losses(second.run_dir)[0] < log[0]
+    for keep, key, value in (
+        (True, "prompter_pool", "all"),
+        (True, "region_pool", "roi_align"),
+        (True, "add_token_pos", "false"),
+        (True, "text.text_layers", "2"),
+        (True, "text.max_tokens", "32"),
+        (True, "text.embed_dim", "64"),
+        (False, "prompter_heads", "2"),  # the tower's Prompter is kept without its text tower, too
+        (False, "text.embed_dim", "64"),
+    ):
+        other = [*goes_on, f"model.keep_heads={str(keep).lower()}", f"model.cloc.{key}={value}"]
+        with pytest.raises(UserError, match=rf"model\.cloc\.{key} comes to {value}, .* set model\.cloc\.{key}="):
+            pretrain(recipe(data, "cloc-nano", *other), tmp_path / "third")
+    with pytest.raises(UserError, match="another vocabulary"):
+        pretrain(recipe(data, "cloc-nano", *goes_on, f"data.tokenizer={data}/other"), tmp_path / "third")
+    another_text_tower = ("model.keep_heads=false", "model.cloc.text.text_layers=2", f"data.tokenizer={data}/other")
+    pretrain(recipe(data, "cloc-nano", *goes_on, *another_text_tower), tmp_path / "third")

@@ -21,6 +21,7 @@ from regiontower.train_stages.recipe import load_recipe
 from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.train_stages.tokenizer import train_tokenizer
+from regiontower.vision_towers.errors import UserError
 
 GLOBAL_BATCH = 6
 SMALL = [
@@ -54,6 +55,7 @@ class StopInStep3(TrainerCallback):
 
 def train(rank, processes, run_dir, records, overrides, stop=False, name="rice-nano"):
     values = [f"data.records={records}", f"data.cache_dir={records.parent}/pixels"]
+    values += [f"eval.records={records}", "eval.every=2", "eval.batch_size=7"]  # no multiple of the processes
     values.append(f"train.batch_size={GLOBAL_BATCH // processes}")
     if processes > 1:
         dist.destroy_process_group()  # under torchrun there is none yet
@@ -70,6 +72,11 @@ def result(run_dir):
     return losses, {
         f"{file.name} {key}": value for file in run_dir.glob("*.safetensors") for key, value in load_file(file).items()
     }
+
+
+def held_out(run_dir):
+    rows = [json.loads(line) for line in (run_dir / "eval.jsonl").read_text().splitlines()]
+    return {row["step"]: row["figures"]["loss"] for row in rows}
 
 
 def assert_equal(run_dir, losses, weights, atol):
@@ -95,12 +102,14 @@ def test_processes_equal_one_and_take_each_other_up(in_processes, tmp_path, reco
     overrides = [f"train.optimizer={optimizer}", "model.rice.loss.sample_rate=1.0"]
     train(0, 1, tmp_path / "one", records, overrides)
     losses, weights = result(tmp_path / "one")
-    assert "centres.safetensors object" in weights and losses[-1] != losses[0]
+    measured = held_out(tmp_path / "one")
+    assert "centres.safetensors object" in weights and losses[-1] != losses[0] and set(measured) == {2, 4}
     # Adam divides by the size of a gradient: where that is near 0, rounding decides a whole step.
     atol = 1e-5 if optimizer == "sgd" else 2e-3
 
     in_processes(processes, train, processes, tmp_path / "all", records, overrides)
     assert_equal(tmp_path / "all", losses, weights, atol)
+    assert held_out(tmp_path / "all") == pytest.approx(measured, abs=10 * atol)
     pieces = (tmp_path / "all" / "checkpoints" / "step_4" / "shards").glob("*.distcp")
     assert sorted(path.name[:4] for path in pieces) == [f"__{rank}_" for rank in range(processes)]
     for before, after in taken_up:
@@ -113,6 +122,7 @@ def test_processes_equal_one_and_take_each_other_up(in_processes, tmp_path, reco
             stage = json.loads((run / "stage.json").read_text())
             assert (stage["status"], stage["steps"]) == (("interrupted", 3) if stop else ("finished", 4))
         assert_equal(run, losses, weights, atol)
+        assert held_out(run) == pytest.approx(measured, abs=10 * atol)
 
 
 def test_row_sparse_centres_come_back_from_a_checkpoint(in_processes, tmp_path, records):
@@ -140,6 +150,18 @@ def test_texts_are_contrasted_with_those_of_all_processes(in_processes, tmp_path
     train(0, 1, tmp_path / "one", records, overrides, name=f"{objective}-nano")
     in_processes(2, train, 2, tmp_path / "two", records, overrides, False, f"{objective}-nano")
     assert_equal(tmp_path / "two", *result(tmp_path / "one"), 1e-5)
+    assert held_out(tmp_path / "two") == pytest.approx(held_out(tmp_path / "one"), abs=1e-4)
+
+
+def refused(rank, run_dir, records):
+    with pytest.raises(UserError) as caught:
+        train(rank, 2, run_dir, records, ["eval.batch_size=1"])
+    return str(caught.value)
+
+
+def test_a_held_out_batch_has_an_image_for_each_process(in_processes, tmp_path, records):
+    for said in in_processes(2, refused, tmp_path / "run", records):
+        assert said.startswith("2 processes cannot share a batch of 1 held-out images: raise eval.batch_size")
 
 
 @SLOW  # three fresh interpreters; the processes of the other tests are set up as torchrun sets them up

@@ -25,7 +25,10 @@ from regiontower.train_stages.record_source import RecordSource
 from regiontower.train_stages.region_labels import ObjectClasses
 from regiontower.train_stages.scenes import write_scenes
 from regiontower.train_stages.streaming import RecordStream, StreamedItems
+from regiontower.train_stages.tag_bank import TagBank
+from regiontower.train_stages.tokenizer import train_tokenizer
 from regiontower.train_stages.webdataset import read_shard, write_shards
+from regiontower.vision_towers import load_umg_clip
 from regiontower.vision_towers.errors import UserError
 
 pytest.importorskip("datasets", reason="streaming needs datasets (pip install 'regiontower[stream]')")
@@ -190,6 +193,24 @@ def recipe(scenes, *overrides):
             *overrides,
         ],
     )
+
+
+def test_a_first_pass_over_all_files_finds_the_tags(scenes, tmp_path, capsys):
+    """UMG-CLIP's tags are classes: those of every file are known before the first image is read."""
+    records = read_records(scenes / "records.jsonl").records
+    bank = TagBank.of(records)
+    assert len(bank) > max(len(TagBank.of(read_records(scenes / f"part{part}.jsonl").records)) for part in range(4))
+    train_tokenizer([caption for record in records for caption in record.captions], tmp_path / "tokenizer", 512)
+    small = ["umg_clip.text={embed_dim: 16, text_hidden: 16, text_layers: 1, text_heads: 2}", "objective=umg_clip"]
+    steps = [f"data.tokenizer={tmp_path}/tokenizer", "train.steps=2"]
+    for kind in ("records", "webdataset"):
+        source = sources(scenes)[kind]
+        names = [f"data.records={json.dumps(source.records)}", f"data.format={source.format}"]
+        wanted = recipe(scenes, *(f"model.{override}" for override in small), *steps, *names)
+        result = pretrain(wanted, tmp_path / kind, device="cpu")
+        assert f"images are streamed; {len(bank)} tags" in capsys.readouterr().err
+        assert {"image_tag_top1", "region_tag_top1", "pixel_tag_top1"} <= set(result.metrics)
+        assert load_umg_clip(tmp_path / kind).config.text_config.hidden_size == 16
 
 
 def test_a_streamed_run_resumes_to_the_bit_and_is_measured_on_the_way(scenes, tmp_path):

@@ -1,9 +1,11 @@
 """Resolutions that change within a run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from regiontower.train_stages.view_schedule import shrink, view_schedule
+from regiontower.train_stages.view_schedule import check_size, shrink, view_schedule
 from regiontower.vision_towers import RiceVisionConfig, describe_tower
 from regiontower.vision_towers.errors import UserError
 
@@ -40,8 +42,17 @@ def test_schedules_that_cannot_be_are_refused(steps):
         view_schedule(steps, 32, SPEC)
 
 
-def test_a_tower_of_one_size_is_refused():
-    from dataclasses import replace
+def test_a_size_is_the_tower_s_own_or_a_multiple_of_its_patch():
+    own = replace(SPEC, image_size=36)  # no multiple of 8
+    for spec in (own, replace(own, any_resolution=False)):
+        check_size("data.view", 36, spec)
+    check_size("data.view", 40, own)
+    with pytest.raises(UserError, match=r"data\.view is 37, it must be a multiple of the tower's patch size 8"):
+        check_size("data.view", 37, own)
+    with pytest.raises(UserError, match=r"data\.side is 40, but this tower takes 36 px images only"):
+        check_size("data.side", 40, replace(own, any_resolution=False))
 
+
+def test_a_tower_of_one_size_is_refused():
     with pytest.raises(UserError, match="one input size"):
         view_schedule(((0.5, 16),), 32, replace(SPEC, any_resolution=False))

@@ -14,6 +14,7 @@ from regiontower.vision_towers import (
     encode_regions,
     load_tower,
 )
+from regiontower.vision_towers.positions import grid_centres
 
 BOXES = torch.tensor([[[0.0, 0, 56, 56], [14, 14, 42, 42]], [[3, 40, 20, 56], [0, 0, 0, 0]]])
 COUNTS = torch.tensor([2, 1])
@@ -74,6 +75,21 @@ def test_a_box_head_in_pixels_of_an_input_that_is_not_square(native):
     model.box_head[2].bias.copy_(torch.tensor([-50.0, 0, 50, 50]))
     wide = torch.randn(1, 3, 28, 84)
     torch.testing.assert_close(model(wide, texts=texts()[:1]).text_boxes[0, 0], torch.tensor([0.0, 14, 84, 28]))
+
+
+@torch.no_grad()
+def test_patches_stand_where_they_are_in_an_input_that_they_do_not_fill(native):
+    """Boxes are written in shares of the input, and so are the centres of the patches."""
+    model = ClocVisionModel.from_native(native("siglip", image_size=60), projection_dim=24)
+    asked = []
+    model.prompter.register_forward_pre_hook(lambda module, arguments: asked.append(arguments[1]))
+    pixels = torch.randn(2, 3, 60, 60)
+    first = model(pixels, boxes=BOXES, texts=texts())
+    for centres in asked:
+        torch.testing.assert_close(centres[[0, 5, 15]] * 60, torch.tensor([[7.0, 7], [21, 21], [49, 49]]))
+    assert len(asked) == 2 and first.region_embeds.isfinite().all()
+    model(torch.randn(2, 3, 56, 56), boxes=BOXES, interpolate_pos_encoding=True)
+    assert torch.equal(asked[-1], grid_centres(4, 4))
 
 
 def test_every_part_learns_from_its_own_output(native):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPTextConfig
 
-from regiontower.vision_towers import ClocConfig, ClocModel, ClocVisionModel, UserError, load_tower
+from regiontower.vision_towers import ClocConfig, ClocModel, ClocVisionModel, UserError, load_cloc, load_tower
 
 BOXES = torch.tensor([[[0.0, 0, 56, 56], [14, 14, 42, 42]], [[3, 40, 20, 56], [0, 0, 0, 0]], [[0, 0, 0, 0]] * 2])
 COUNTS = torch.tensor([2, 1, 0])  # the last image has no region
@@ -81,6 +82,27 @@ def test_save_and_open_whole_or_the_tower_alone(model, tmp_path):
     assert isinstance(tower, ClocVisionModel)
     mine = tower(batch()["pixel_values"], BOXES, COUNTS).region_embeds
     assert torch.equal(mine, model.vision_tower(batch()["pixel_values"], BOXES, COUNTS).region_embeds)
+
+
+def test_what_is_no_whole_cloc_is_refused(model, native, tmp_path):
+    model.save_pretrained(tmp_path / "cloc")
+    found = load_cloc(tmp_path / "cloc", dtype=torch.float64)
+    assert found.dtype == torch.float64 and not found.training
+    native("mlcd").save_pretrained(tmp_path / "vit")
+    model.vision_tower.save_pretrained(tmp_path / "tower")
+    refused = {
+        "vit": "mlcd_vision_model; a cloc is needed",
+        "tower": "cloc_vision_model; a cloc",
+        "none": "no model can",
+    }
+    for name, sentence in refused.items():
+        with pytest.raises(UserError, match=sentence):
+            load_cloc(tmp_path / name)
+    weights = load_file(tmp_path / "cloc" / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "cloc" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="lacks 1 tensors of a cloc"):
+        load_cloc(tmp_path / "cloc")
 
 
 def test_as_many_texts_as_regions(model):

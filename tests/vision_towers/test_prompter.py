@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regiontower.vision_towers.positions import grid_centres, sinusoidal_2d
 from regiontower.vision_towers.prompter import CHUNK, Prompter
@@ -75,12 +76,29 @@ def test_scores_far_above_and_below_each_other_stay_finite():
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
 
 
-def test_chunks_change_nothing():
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+@torch.no_grad()
+def test_chunks_bound_the_memory_and_change_nothing():
     made = prompter()
-    tokens, centres, boxes, _ = inputs(CHUNK + 3)
+    tokens, centres, boxes, _ = inputs(3 * CHUNK)
     prompts = made.box_prompts(boxes)
-    together = made(tokens, centres, prompts)
-    alone = torch.cat([made(tokens, centres, prompts[:, i : i + 1]) for i in range(CHUNK + 3)], dim=1)
+    with Largest() as of_one_chunk:
+        made(tokens, centres, prompts[:, :CHUNK])
+    with Largest() as of_three:
+        together = made(tokens, centres, prompts)
+    assert of_three.elements == of_one_chunk.elements == 2 * CHUNK * 15 * 4 * WIDTH  # the MLP on every image token
+    alone = torch.cat([made(tokens, centres, prompts[:, i : i + 1]) for i in range(3 * CHUNK)], dim=1)
     torch.testing.assert_close(together, alone)
 
 

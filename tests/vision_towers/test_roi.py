@@ -75,6 +75,24 @@ def test_hidden_states_are_selected_as_llava_does(native, name):
     assert len(model(images()).hidden_states) == 5
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
+@torch.no_grad()
+def test_a_tower_whose_own_size_is_no_multiple_of_the_patch(native, name, tmp_path):
+    """As SigLIP so400m/14 at 384 px: what is left over at the right and at the bottom is seen by no patch."""
+    native(name, image_size=60).save_pretrained(tmp_path)
+    model = load_tower(tmp_path)
+    assert describe_tower(model.config).image_size == 60
+    pixels = images(height=60, width=60)
+    output = model(pixels, boxes=BOXES)
+    assert output.last_hidden_state.shape[1] == 16 + model.spec.num_prefix_tokens
+    pixels[..., 56:], pixels[..., 56:, :] = 9, 9
+    assert torch.equal(model(pixels, boxes=BOXES).region_embeds, output.region_embeds)
+    model = RoiVisionModel.from_native(native("siglip", image_size=60))
+    features = TowerFeatures({4: ramp_features(model, 0.5, -2.0, 3.0).hidden[4]}, (4, 4), (60, 60))
+    found = model(features=features, boxes=torch.tensor([[[10.0, 20, 40, 30]]])).region_embeds[0, 0, 0]
+    torch.testing.assert_close(found, torch.tensor(3.0 + 0.5 * 25 - 2.0 * 25), atol=1e-3, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_return_dict_false_gives_a_tuple(native):
     model = RoiVisionModel.from_native(native("clip"))
