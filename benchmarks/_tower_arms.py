@@ -18,7 +18,6 @@ COMMON = {
     "model.keep_heads": False,
     "model.size": _SIZE,
     "data.augment.zoom": 0.7,
-    "data.view_schedule": [[0.85, 56]],
     "train.compile": False,
     "train.precision": "fp32",  # quick on every processor; bf16 is so on few
     "train.save_steps": 100,
@@ -43,7 +42,7 @@ MAIN = {
     "clip": Arm("clip-nano", {"data.captions": "image", "model.clip": _TEXT}, _SEES),
     "clip_views": Arm("clip-nano", {"data.captions": "visible", "model.clip": _TEXT}, _SEES),
     "rice": Arm("rice-nano", {}),
-    "cloc": Arm("cloc-nano", {"model.cloc.text": _TEXT}),
+    "cloc": Arm("cloc-nano", {"model.cloc.text": _TEXT}),  # whose filter and pool are for texts learned from nothing
     "umg_clip": Arm("umg-clip-nano", {"model.umg_clip.text": _TEXT}),
 }
 _SHORT = {name: replace(arm, ablation=True) for name, arm in MAIN.items() if arm.readouts == ("own",)}
@@ -64,6 +63,8 @@ ABLATIONS = {
     **{f"rice_rho_{rho}": _changed("rice", model__rice__loss__sample_rate=rho) for rho in (0.1, 0.5)},
     "cloc_short": _SHORT["cloc"],
     "cloc_no_filter": _changed("cloc", model__cloc__loss__same_above=None),
+    "cloc_filter_0.9": _changed("cloc", model__cloc__loss__same_above=0.9),
+    "cloc_image_pool": _changed("cloc", model__cloc__prompter_pool="image"),
     "cloc_roi_align": _changed("cloc", model__cloc__region_pool="roi_align"),
     "umg_clip_short": _SHORT["umg_clip"],
     "umg_clip_no_region": _changed("umg_clip", model__umg_clip__loss=_NO_REGIONS),
@@ -97,6 +98,8 @@ SIGNS = (
     Sign("cloc_short", "cloc_roi_align", "text_to_region_r1", _CLOC),
     Sign("cloc_short", "cloc_roi_align", "text_to_region_r10", _CLOC),
     Sign("cloc_short", "cloc_no_filter", "zero_shot", _CLOC),
+    Sign("cloc_filter_0.9", "cloc_no_filter", "zero_shot", _CLOC),
+    Sign("cloc_short", "cloc_image_pool", "zero_shot", "ours"),
     Sign("umg_clip_short", "umg_clip_no_region", "linear", _UMG),
     Sign("umg_clip_short", "umg_clip_no_pixel", "linear", _UMG),
     Sign("umg_clip_short", "umg_clip_no_pixel", "zero_shot_masks", _UMG),

@@ -3,11 +3,11 @@
     regiontower bench towers --out DIR [--steps 600] [--seeds 3] [--arms clip rice ...] --json
     regiontower bench towers --out DIR --data DATA [--steps 200] --json
 
-Every arm starts from nothing on cached pixels: views of 56 px for 85 % of the steps, then of 112 px. Ablations
-have a share of the steps, a tenth as in the papers. What a probe finds of each tower on held-out images is averaged
-over the seeds; `signs` says of each comparison that the papers make whether it holds here, by the differences of the
-same seeds. An interrupted run goes on where it stopped. `--data` is a folder with `train.jsonl` and `val.jsonl` in the
-`xywh_jsonl` layout instead of generated scenes.
+Every arm starts from nothing on cached pixels, a ViT of 0.9 million parameters at 112 px. Ablations have a share of the
+steps, a tenth as in the papers. What a probe finds of each tower on held-out images is averaged over the seeds; `signs`
+says of each comparison that the papers make whether it holds here, by the differences of the same seeds. An interrupted
+run goes on where it stopped. `--data` is a folder with `train.jsonl` and `val.jsonl` in the `xywh_jsonl` layout instead
+of generated scenes.
 """
 
 import argparse

@@ -21,7 +21,7 @@ def recipe_of(name):
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_is_a_recipe_on_the_same_tower(name):
     recipe, first = recipe_of(name), recipe_of("clip")
-    assert recipe.model.tower is None and recipe.data.view_schedule
+    assert recipe.model.tower is None
     assert recipe.model.size == first.model.size and recipe.data.augment == first.data.augment
     for key in ("optimizer", "muon_lr", "weight_decay", "betas", "warmup", "precision"):
         assert getattr(recipe.train, key) == getattr(first.train, key)
