@@ -19,7 +19,7 @@ from .load import DTYPES, check_loaded
 from .regions import add_regions
 from .swap import PROJECTOR, REGION_PROJECTOR, put_tower
 from .swap_files import empty_model, put_in_place, rewrite, saved_dtype
-from .swap_proof import answers_elsewhere, answers_of, difference, fits_in_memory, probe_inputs
+from .swap_proof import answers_elsewhere, answers_of, difference, fits_in_memory, gap, probe_inputs
 from .swap_report import commands_after, model_facts
 
 VERIFY = ("auto", "full", "bytes")
@@ -94,11 +94,13 @@ def swap_checkpoint(
         expected = answers_of(model, inputs)
         del model  # one language model at a time
         gc.collect()
-        differs = difference(*answers_elsewhere(written.folder, not native, inputs), expected)
-        if differs:
+        keys, found = answers_elsewhere(written.folder, not native, inputs)
+        if differs := difference(keys, found, expected):
             raise UserError(f"the result differs from the swap in memory ({differs}); it was left in {written.folder}.")
         opened_by = "plain transformers" if native else "this package"
-        reload = f"by {opened_by} in a fresh process: no missing or unexpected keys, equal logits and greedy ids"
+        apart = gap(found, expected)
+        logits = "equal logits" if not apart else f"logits equal up to rounding (by {apart:.1g})"
+        reload = f"by {opened_by} in a fresh process: no missing or unexpected keys, {logits} and equal greedy ids"
     elif verify == "auto":
         reload = "not tried: the weights are over 40 % of the free memory; --verify full insists"
 

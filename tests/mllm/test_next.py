@@ -233,7 +233,10 @@ def test_it_survives_saving_and_answers(dtype, noise_image, tmp_path):
     moved = opened([noise_image(*SIZES[0])], [user_prompt(opened, TEXTS[2])], boxes=[[(60, 30, 120, 80)]])
     with torch.no_grad():
         logits = model(**model_inputs(model, inputs)).logits
-        assert torch.equal(again(**model_inputs(again, inputs)).logits, logits)
+        weights = again.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+        # Where weights lie in memory shows in the last bits on some processors.
+        torch.testing.assert_close(again(**model_inputs(again, inputs)).logits, logits)
         other = inputs | {"boxes": moved["boxes"]}
         assert not torch.allclose(again(**model_inputs(again, other)).logits[0, -1], logits[0, -1], atol=1e-3)
     questions = [

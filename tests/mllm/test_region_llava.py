@@ -214,8 +214,10 @@ def test_image_token_choices_round_trip(make_tiny_mllm, noise_image, tmp_path, c
     assert int((inputs["input_ids"] == processor.image_token_id).sum()) == expected
     model.save_pretrained(tmp_path)
     reloaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, reloaded(**inputs).logits)
+    weights = reloaded.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():  # where weights lie in memory shows in the last bits on some processors
+        torch.testing.assert_close(reloaded(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
     model.train()
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     assert all(p.grad is not None for p in model.model.multi_modal_projector.parameters())

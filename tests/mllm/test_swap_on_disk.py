@@ -303,6 +303,11 @@ def test_a_result_that_is_not_the_swap_is_found(llava, towers, tmp_path, monkeyp
     assert difference(keys, answers, answers) == ""
     for part, said in (("logits", "logits by 1"), ("ids", "the ids of the answer")):
         assert difference(keys, answers | {part: answers[part] * 2}, answers) == said
+    # Where weights lie in memory shows in the last bits on some processors; anything more is another model.
+    assert difference(keys, answers | {"logits": answers["logits"] + 5e-6}, answers) == ""
+    assert difference(keys, answers | {"logits": answers["logits"] + 5e-5}, answers).startswith("logits by 5e-05")
+    assert difference(keys, answers | {"logits": answers["logits"] * torch.nan}, answers) == "logits by inf"
+    assert difference(keys, answers | {"logits": torch.ones(1, 2, 4)}, answers) == "logits by inf"
     absent = keys | {"missing_keys": ["model.a", "model.b"]}
     assert difference(absent, answers, answers) == "2 missing keys, e.g. model.a"
 

@@ -60,10 +60,11 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_does(native, name):
     add_convpass(tuned)
     expected, found = plain(images()), tuned(images())
     assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
-    assert torch.equal(found.pooler_output, expected.pooler_output)
+    # Where a pooling head's weights lie in memory shows in the last bits on some processors.
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output)
     before = UmgClipVisionModel.from_native(plain)(images(), BOXES).region_embeds
     model = UmgClipVisionModel.from_native(tuned)
-    assert torch.equal(model(images(), BOXES).region_embeds, before)
+    torch.testing.assert_close(model(images(), BOXES).region_embeds, before)
     stir(tuned)
     assert (tuned(images()).last_hidden_state - expected.last_hidden_state).abs().max() > 1e-2
     assert (model(images(), BOXES).region_embeds - before).abs().max() > 1e-2
