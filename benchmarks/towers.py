@@ -1,6 +1,6 @@
 """CLIP, RICE, CLOC and UMG-CLIP side by side: the same ViT, images and steps, several seeds, and the papers' ablations.
 
-    regiontower bench towers --out DIR [--steps 600] [--seeds 3] [--arms clip rice ...] --json
+    regiontower bench towers --out DIR [--steps 1000] [--seeds 3] [--arms clip rice ...] --json
     regiontower bench towers --out DIR --data DATA [--steps 200] --json
 
 Every arm starts from nothing on cached pixels, a ViT of 0.9 million parameters at 112 px. Ablations have a share of the
@@ -48,16 +48,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and probes")
     parser.add_argument("--data", type=Path, help="folder with train.jsonl and val.jsonl (xywh_jsonl)")
-    parser.add_argument("--steps", type=int, default=600, help="of a main arm")
+    parser.add_argument("--steps", type=int, default=1_000, help="of a main arm")
     parser.add_argument("--ablation-share", type=float, default=0.1, help="of these steps, for the other arms")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="scenes the probes are tested on")
-    parser.add_argument("--probe-regions", type=int, default=4_000, help="most regions that a classifier learns from")
-    parser.add_argument("--lit-steps", type=int, default=300, help="of a text tower for a main arm without; 0: none")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--probe-regions", type=int, default=8_000, help="most regions that a classifier learns from")
+    parser.add_argument("--lit-steps", type=int, default=200, help="of a text tower for a main arm without; 0: none")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="the result alone on the last line")
     arguments = parser.parse_args()
     data = _photographs(arguments.data, arguments.out) if arguments.data else _scenes(arguments)
