@@ -82,6 +82,7 @@ def main() -> None:
         **stamp({name: _run(arguments.out, name, 0) for name in arguments.arms}),
     }
     plot(table, arguments.out / "towers.png")
+    (arguments.out / "towers.md").write_text(written(table, results["signs"]), encoding="utf-8")
     print(json.dumps(results) if arguments.json else json.dumps(results, indent=2))
 
 
@@ -231,6 +232,28 @@ def signs(found: dict[str, list[Figures]], wanted: Sequence[Sign]) -> list[dict[
             {**about, "difference": difference, "holds": difference["mean"] >= sign.least, "resolved": resolved}
         )
     return rows
+
+
+def written(table: dict[str, dict[str, Any]], found: Sequence[dict[str, Any]]) -> str:
+    """Both tables in Markdown, in per cent: each figure, and each sign's difference, with half of its interval."""
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        half = "" if row["ci95"] is None else f" ± {50 * (row['ci95'][1] - row['ci95'][0]):.1f}"
+        return f"{100 * row['mean']:.1f}{half}"
+
+    rows = [(name, way, figures) for name, ways in table.items() for way, figures in ways.items()]
+    columns = [figure for figure in FIGURES if any(figure in figures for *_, figures in rows)]
+    lines = [f"| arm | read by | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    lines += [f"| {name} | {way} | {' | '.join(cell(f.get(column)) for column in columns)} |" for name, way, f in rows]
+    lines += ["", "| | above | figure | by | at least | holds | resolved |", "|---" * 7 + "|"]
+    for sign in found:
+        said = [("no", "yes")[sign[key]] for key in ("holds", "resolved")]
+        least = f"{100 * sign['least']:.0f}"
+        cells = (sign["arm"], sign["above"], sign["figure"], cell(sign["difference"]), least, *said)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def plot(table: dict[str, dict[str, Any]], path: Path) -> None:

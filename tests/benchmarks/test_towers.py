@@ -86,6 +86,18 @@ def test_signs_are_differences_of_the_same_seeds():
     assert not row["holds"] and row["resolved"]
 
 
+def test_the_tables_say_what_was_found():
+    found = {
+        "rice": [{"own": {"linear": value}} for value in (0.5, 0.6)],
+        "clip": [{"value": {"linear": value}, "crops": {"knn": 0.25}} for value in (0.2, 0.2)],
+    }
+    table = {name: averaged(rows) for name, rows in found.items()}
+    text = towers.written(table, signs(found, [Sign("rice", "clip", "linear", "us", 0.15, other_readout="value")]))
+    assert "| arm | read by | linear | knn |" in text and "| clip | crops |  | 25.0 ± 0.0 |" in text
+    assert "| rice | own | 55.0 ± 63.5 |  |" in text  # t(1) = 12.706
+    assert "| rice | clip | linear | 35.0 ± 63.5 | 15 | yes | no |" in text
+
+
 def run(capsys, *words):
     towers_main = ["towers", *map(str, words), "--seeds", "1", "--batch-size", "4", "--steps", "2", "--threads", "1"]
     with pytest.MonkeyPatch.context() as patch:
