@@ -271,6 +271,10 @@ def plot(table: dict[str, dict[str, Any]], path: Path) -> None:
         low, high = row["ci95"] or (row["mean"], row["mean"])
         axis.bar(place, row["mean"], color="tab:blue", width=0.6)
         axis.errorbar(place, row["mean"], [[row["mean"] - low], [high - row["mean"]]], color="black", capsize=4)
+    majority = next(iter(table[next(name for name in MAIN if name in table)].values())).get("majority")
+    if majority:
+        axis.axhline(majority["mean"], color="gray", linestyle="--", label="always the most frequent class")
+        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
     axis.set_xticks(range(len(bars)), [name for name, _ in bars])
     axis.set_ylabel("linear top-1 of regions")
     axis.grid(axis="y", alpha=0.3)
