@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(NO_FORK, reason="needs fork")
 
 def train(run_dir: Path, act, workers: int = 0, same_request: float = interrupt.SAME_REQUEST) -> None:
     os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ray, in a test before, may have put its own there
     interrupt.SAME_REQUEST = same_request
     in_step_3 = At(3, lambda model: act(), before=True)
     small_run(run_dir, callbacks=[in_step_3], workers=workers, save_steps=500)
