@@ -88,11 +88,16 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
+def reads_otherwise(run: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the run in `run` noted that it read texts by another vocabulary than `tokenizer`'s. One without a
+    stage.json, or without a note in it, tells nothing."""
+    noted = ((read_stage(run) or {}).get("data") or {}).get("tokenizer")
+    return noted is not None and noted != vocabulary_hash(tokenizer)
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """Raises UserError when the run in `folder` noted that it read texts by another vocabulary. Without a tokenizer no
-    text is read, and without a note nothing is known."""
-    noted = ((read_stage(folder) or {}).get("data") or {}).get("tokenizer")
-    if tokenizer is not None and noted is not None and noted != vocabulary_hash(tokenizer):
+    """Raises UserError when heads in `folder` read texts by another vocabulary; without a tokenizer no text is read."""
+    if tokenizer is not None and reads_otherwise(folder, tokenizer):
         raise UserError(
             f"the heads in {folder} were trained with another vocabulary than data.tokenizer has: name the tokenizer "
             "of that run, or set model.keep_heads=false."

@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...train_stages.pretrain_heads import CENTRES_FILE, vocabulary_hash
+from ...train_stages.pretrain_heads import CENTRES_FILE, reads_otherwise
 from ...train_stages.region_labels import TextClasses
 from ...vision_towers import UserError
-from ...vision_towers.model_card import read_stage
 from .classify import Share, share
 from .regions import ProbeRegions
 
@@ -33,13 +32,12 @@ def text_centres(run: str | Path) -> Tensor | None:
 
 def refuse_another_vocabulary(run: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that `tokenizer` is the one that the text centres of a `pretrain` run stand for: two vocabularies of one
-    size would give figures that mean nothing. A run without a stage.json, or one that names no vocabulary, is let pass.
+    size would give figures that mean nothing.
 
     Raises:
         UserError: the run's stage.json knows another vocabulary.
     """
-    known = ((read_stage(Path(run)) or {}).get("data") or {}).get("tokenizer")
-    if known is not None and known != vocabulary_hash(tokenizer):
+    if reads_otherwise(Path(run), tokenizer):
         raise UserError(
             f"the text centres of {run} were trained with another vocabulary than the tokenizer's; give --tokenizer "
             "the folder that the run's recipe.yaml names as data.tokenizer."
