@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with train.jsonl and val.jsonl (xywh_jsonl)")
     parser.add_argument("--steps", type=int, default=1_000, help="of a main arm")
     parser.add_argument("--ablation-share", type=float, default=0.1, help="of these steps, for the other arms")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")

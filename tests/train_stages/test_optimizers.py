@@ -1,4 +1,4 @@
-"""Muon beside AdamW: which tensors go where, the same steps as torch's own two, and a state that comes back."""
+"""Muon beside AdamW: which tensors go where, the same steps as the two alone, and a state that comes back."""
 
 import copy
 import re
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from regiontower.train_stages.engine import Part
+from regiontower.train_stages.engine.muon import Float32Muon
 from regiontower.train_stages.engine.optimizers import JointOptimizer, build_optimizer
 from regiontower.train_stages.engine.parts import parameter_groups
 from regiontower.train_stages.engine.trainer import StageTrainer
@@ -66,7 +67,7 @@ def test_a_tied_head_is_a_table():
     assert sum(len(group["params"]) for group in groups(model) if group["method"] == "muon") == 2
 
 
-def test_steps_are_those_of_torchs_own_optimizers():
+def test_steps_are_those_of_the_two_optimizers():
     ours, theirs = Tiny(), Tiny()
     found = steps(ours, build_optimizer(groups(ours), TRAIN, "cpu"))
 
@@ -74,7 +75,7 @@ def test_steps_are_those_of_torchs_own_optimizers():
     chosen = {id(matrix) for matrix in matrices}
     decayed = [theirs.patches.weight, theirs.centres, theirs.lm_head.weight]
     bare = [p for p in theirs.parameters() if id(p) not in chosen | {id(d) for d in decayed}]
-    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = Float32Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": bare, "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.98)
     )

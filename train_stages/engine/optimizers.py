@@ -10,11 +10,12 @@ from torch.optim import SGD, AdamW, Muon, Optimizer, SparseAdam
 
 from ...vision_towers.errors import UserError
 from ..train_config import TrainConfig
+from .muon import Float32Muon
 from .whole_model import is_shard
 
 
 def build_optimizer(groups: list[dict], train: TrainConfig, device: str, cut_later: bool = False) -> Optimizer:
-    """The optimizer of `train` (torch's own implementations).
+    """The optimizer of `train` (torch's own implementations; Muon on processors in float32).
 
     Args:
         groups: of `parameter_groups`; those with `"method": "muon"` hold matrices only.
@@ -38,7 +39,7 @@ def build_optimizer(groups: list[dict], train: TrainConfig, device: str, cut_lat
         # Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a hidden matrix
         # by the nearest orthogonal matrix. `match_rms_adamw` (Liu et al. 2025, arXiv 2502.16982, Sec. 2.2) scales that
         # update to the size of AdamW's, so that learning rates and weight decay mean the same for both.
-        "muon": lambda mine: Muon(mine, lr=0.0, adjust_lr_fn="match_rms_adamw"),
+        "muon": lambda mine: (Float32Muon if device == "cpu" else Muon)(mine, lr=0.0, adjust_lr_fn="match_rms_adamw"),
         "adamw": lambda mine: AdamW(mine, **adamw),
         # Moments and weights change in the rows that have a gradient, and nowhere else.
         "sparse_adam": lambda mine: SparseAdam(mine, lr=1.0, betas=train.betas),  # each group brings its own rate
