@@ -42,7 +42,7 @@ MAIN = {
     "clip": Arm("clip-nano", {"data.captions": "image", "model.clip": _TEXT}, _SEES),
     "clip_views": Arm("clip-nano", {"data.captions": "visible", "model.clip": _TEXT}, _SEES),
     "rice": Arm("rice-nano", {}),
-    "cloc": Arm("cloc-nano", {"model.cloc.text": _TEXT}),  # whose filter and pool are for texts learned from nothing
+    "cloc": Arm("cloc-nano", {"model.cloc.text": _TEXT}),  # whose keys are for texts learned from nothing
     "umg_clip": Arm("umg-clip-nano", {"model.umg_clip.text": _TEXT}),
 }
 _SHORT = {name: replace(arm, ablation=True) for name, arm in MAIN.items() if arm.readouts == ("own",)}

@@ -1,20 +1,17 @@
-"""Whole runs on a toy model: run directory, resume, interruption, budget, failures."""
+"""Whole runs on a toy model: run directory, budget, failures, held-out figures."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import random
 import signal
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_model
+from safetensors.torch import save_model
 from small_runs import signal_at
 from torch import nn
+from toy_stage import TRAIN, NoisyRows, ToyModel, ToyRecipe, assert_same_run, run, stack, stage_of, weights
 from transformers import TrainerCallback
 
 from regiontower.train_stages.engine import (
@@ -22,8 +19,6 @@ from regiontower.train_stages.engine import (
     HeldOut,
     Part,
     StageInterrupted,
-    StreamedDataset,
-    run_stage,
 )
 from regiontower.train_stages.engine.run_dir import checkpoints
 from regiontower.train_stages.engine.run_log import EVAL_FILE, LOG_FILE, EvalRow, LogRow, read_rows
@@ -32,86 +27,17 @@ from regiontower.vision_towers.errors import UserError
 from regiontower.vision_towers.weights_hash import weights_hash
 
 
-@dataclass(frozen=True)
-class ToyRecipe:
-    train: TrainConfig
-    lr: dict[str, float]
+def result_loss_at_start() -> float:
+    """The loss of step 1 by hand: frozen part in eval mode, dropout drawn from the seed that training starts with."""
+    from regiontower.train_stages.engine.seeded_data import EpochSampler, SeededCollate, SeededDataset
 
-
-class ToyModel(nn.Module):
-    """A frozen layer with running statistics, a trained one with dropout, and a bias that shares its storage."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.tower = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
-        self.shift = nn.Parameter(torch.zeros(1))
-        self.same_shift = self.shift
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict:
-        error = self.head(self.tower(x))[:, 0] + self.same_shift - y
-        metrics = {"bias": error.mean(), "rows": float(len(x))}
-        return {"loss": error.square().mean(), "metrics": metrics}
-
-
-class NoisyRows(torch.utils.data.Dataset):
-    """Rows with an augmentation that draws from the global generators."""
-
-    def __init__(self, count: int = 12) -> None:
-        self.x = torch.randn(count, 4, generator=torch.Generator().manual_seed(5))
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.x[index]
-        return x + 0.1 * torch.randn(4) * random.random(), x.sum()
-
-
-def stack(items: list) -> dict[str, torch.Tensor]:
-    return {"x": torch.stack([x for x, _ in items]), "y": torch.stack([y for _, y in items])}
-
-
-TRAIN = TrainConfig(steps=8, batch_size=2, weight_decay=0.1, log_steps=1, save_steps=3, warmup=0.25)
-
-
-def run(run_dir: Path, train: TrainConfig = TRAIN, model: nn.Module | None = None, **changes):
-    model = ToyModel() if model is None else model
-    lr = {"tower": 0.0, "head": 1e-2}
-    arguments = {
-        "model": model,
-        "parts": [Part("tower", ("tower",), lr["tower"]), Part("head", ("head", "shift"), lr["head"])],
-        "dataset": NoisyRows(),
-        "collate": stack,
-        "train": train,
-        "run_dir": run_dir,
-        "recipe": ToyRecipe(train, lr),
-        "stage": "align",
-        "parents": {},
-        "data": {"rows": "abc"},
-        "save": lambda folder: save_model(model, str(folder / "model.safetensors")),
-        "device": "cpu",
-    }
-    return run_stage(**(arguments | changes))
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "model.safetensors")
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-    assert [(row.step, row.loss, row.lr, row.metrics) for row in read_rows(one / LOG_FILE, LogRow)] == [
-        (row.step, row.loss, row.lr, row.metrics) for row in read_rows(other / LOG_FILE, LogRow)
-    ]
-
-
-def stage_of(run_dir: Path) -> dict:
-    return json.loads((run_dir / "stage.json").read_text())
+    model = ToyModel().train()
+    model.tower.eval()
+    dataset = SeededDataset(NoisyRows(), TRAIN.seed)
+    batch = SeededCollate(stack)(dataset.__getitems__(list(EpochSampler(12, TRAIN.seed))[:2]))
+    torch.manual_seed(TRAIN.seed)
+    torch.empty((), dtype=torch.int64).random_()  # the data loader draws a seed for its workers first
+    return model(**batch)["loss"].item()
 
 
 def test_a_run_directory_holds_all_it_should(tmp_path):
@@ -145,76 +71,6 @@ def test_a_run_directory_holds_all_it_should(tmp_path):
     after = weights(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("tower"))
     assert not torch.equal(before["head.1.weight"], after["head.1.weight"])
-
-
-def result_loss_at_start() -> float:
-    """The loss of step 1 by hand: frozen part in eval mode, dropout drawn from the seed that training starts with."""
-    from regiontower.train_stages.engine.seeded_data import EpochSampler, SeededCollate, SeededDataset
-
-    model = ToyModel().train()
-    model.tower.eval()
-    dataset = SeededDataset(NoisyRows(), TRAIN.seed)
-    batch = SeededCollate(stack)(dataset.__getitems__(list(EpochSampler(12, TRAIN.seed))[:2]))
-    torch.manual_seed(TRAIN.seed)
-    torch.empty((), dtype=torch.int64).random_()  # the data loader draws a seed for its workers first
-    return model(**batch)["loss"].item()
-
-
-@pytest.mark.parametrize(
-    ("stop_at", "grad_accum"),
-    [(4, 1), (6, 1), (7, 1), (4, 2)],  # 6 batches an epoch: inside the first, at its end, inside the second
-)
-def test_resume_equals_the_straight_run_to_the_bit(tmp_path, stop_at, grad_accum):
-    train = TrainConfig(**(TRAIN.__dict__ | {"grad_accum": grad_accum, "save_steps": 100}))
-    run(tmp_path / "straight", train)
-    with pytest.raises(StageInterrupted, match=f"align stopped at step {stop_at}"):
-        run(tmp_path / "resumed", train, callbacks=[signal_at(stop_at)])
-    stage = stage_of(tmp_path / "resumed")
-    assert stage["status"] == "interrupted" and stage["steps"] == stop_at
-    assert not (tmp_path / "resumed" / "model.safetensors").exists()
-    torch.manual_seed(99)  # nothing may depend on the process that goes on
-    result = run(tmp_path / "resumed", train, model=ToyModel(seed=7))
-    assert result.steps == 8
-    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
-
-
-def test_resume_after_a_crash_takes_the_lost_steps_again(tmp_path):
-    class Crash(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                raise RuntimeError("power cut")
-
-    run(tmp_path / "straight")
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(tmp_path / "crashed", callbacks=[Crash()])
-    assert [row.step for row in read_rows(tmp_path / "crashed" / LOG_FILE, LogRow)] == [1, 2, 3, 4, 5]
-    (tmp_path / "crashed" / "checkpoints" / "checkpoint-5").mkdir()  # one it was in the middle of writing
-    with (tmp_path / "crashed" / "log.jsonl").open("a") as log:
-        log.write('{"step": 6, "lo')
-    assert stage_of(tmp_path / "crashed")["status"] == "running"
-    run(tmp_path / "crashed", model=ToyModel(seed=7))
-    assert_same_run(tmp_path / "straight", tmp_path / "crashed")
-    assert [path.name for path in (tmp_path / "crashed" / "checkpoints").iterdir()].count("checkpoint-5") == 0
-
-
-def test_a_crash_while_saving_the_model_costs_no_training(tmp_path):
-    def disk_full(folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        run(tmp_path / "run", save=disk_full)
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-    steps = []
-
-    class Count(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            steps.append(state.global_step)
-
-    run(tmp_path / "run", model=ToyModel(seed=7), callbacks=[Count()])
-    run(tmp_path / "straight")
-    assert not steps
-    assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
 def test_a_finished_run_returns_at_once_unless_overwritten(tmp_path, capsys):
@@ -316,44 +172,6 @@ def test_bf16_and_workers_and_plain_sgd(tmp_path):
     assert model.head(torch.ones(1, 8)).dtype == torch.float32 and "forward" not in vars(model.head)
     assert model.forward.__func__ is ToyModel.forward  # nothing of accelerate is left around it
     assert all(value.dtype in (torch.float32, torch.int64) for value in weights(tmp_path / "run").values())
-
-
-class Counted(StreamedDataset):
-    """Rows of `NoisyRows` without end; what was read and made is noted."""
-
-    def __init__(self, bad=()):
-        self.rows, self.bad, self.read, self.made = NoisyRows(), set(bad), [], []
-
-    def examples(self, rank, processes):
-        for number in itertools.count(rank, processes):
-            self.read.append(number)
-            yield number
-
-    def item(self, example):
-        self.made.append(example)
-        return None if example in self.bad else self.rows[example % len(self.rows)]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_resumes_where_it_was_whatever_reads_it(tmp_path, workers):
-    whole = run(tmp_path / "whole", TrainConfig(steps=6, batch_size=4, log_steps=1), dataset=Counted())
-    train = TrainConfig(steps=6, batch_size=4, log_steps=1, workers=workers)
-    with pytest.raises(StageInterrupted):
-        run(tmp_path / "cut", train, dataset=Counted(), callbacks=[signal_at(4)])
-    stream = Counted()
-    again = run(tmp_path / "cut", train, dataset=stream)
-    assert whole.steps == again.steps == 6
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    if not workers:
-        assert min(stream.made) == 16 and min(stream.read) == 0  # what had been learned from is passed over unmade
-
-
-def test_what_a_stream_cannot_read_is_replaced_and_a_whole_batch_of_it_ends_the_run(tmp_path):
-    assert run(tmp_path / "run", dataset=Counted(bad=[2, 5])).steps == 8
-    with pytest.raises(UserError, match="No image of a whole batch"):
-        run(tmp_path / "other", dataset=Counted(bad=range(4, 8)))
-    with pytest.raises(UserError, match=r"train\.epochs needs a dataset with a length"):
-        run(tmp_path / "third", TrainConfig(epochs=1), dataset=Counted())
 
 
 def test_held_out_figures_change_nothing_and_are_kept(tmp_path):
