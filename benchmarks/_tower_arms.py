@@ -53,8 +53,10 @@ def _changed(arm: str, **changes: Any) -> Arm:
     return replace(short, changes=short.changes | {key.replace("__", "."): value for key, value in changes.items()})
 
 
-_NO_REGIONS = {"region_caption": 0.0, "region_tag": 0.0}
-_NO_PIXELS = {"pixel_caption": 0.0, "pixel_tag": 0.0}
+def _without(*terms: str) -> dict[str, float]:
+    return {f"model.umg_clip.loss.{term}_{texts}": 0.0 for term in terms for texts in ("caption", "tag")}
+
+
 # Name -> the arm; `_short` ones are what they are compared with.
 ABLATIONS = {
     "rice_short": _SHORT["rice"],
@@ -67,9 +69,9 @@ ABLATIONS = {
     "cloc_image_pool": _changed("cloc", model__cloc__prompter_pool="image"),
     "cloc_roi_align": _changed("cloc", model__cloc__region_pool="roi_align"),
     "umg_clip_short": _SHORT["umg_clip"],
-    "umg_clip_no_region": _changed("umg_clip", model__umg_clip__loss=_NO_REGIONS),
-    "umg_clip_no_pixel": _changed("umg_clip", model__umg_clip__loss=_NO_PIXELS),
-    "umg_clip_image_only": _changed("umg_clip", model__umg_clip__loss=_NO_REGIONS | _NO_PIXELS),
+    "umg_clip_no_region": _changed("umg_clip", **_without("region")),
+    "umg_clip_no_pixel": _changed("umg_clip", **_without("pixel")),
+    "umg_clip_image_only": _changed("umg_clip", **_without("region", "pixel")),
 }
 ARMS = MAIN | ABLATIONS
 
