@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="scenes the probes are tested on")
     parser.add_argument("--probe-regions", type=int, default=8_000, help="most regions that a classifier learns from")
+    parser.add_argument("--ablation-regions", type=int, default=2_500, help="the same for the other arms")
     parser.add_argument("--lit-steps", type=int, default=200, help="of a text tower for a main arm without; 0: none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="the result alone on the last line")
@@ -138,7 +139,8 @@ def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Na
     run, started = _run(arguments.out, name, seed), time.perf_counter()
     lit = arguments.lit_steps if arm.recipe == "rice-nano" and not arm.ablation else 0
     settings = {"steps": _steps(arm, arguments), "batch_size": arguments.batch_size, "data": data.name}
-    settings |= {"probe_regions": arguments.probe_regions, "lit_steps": lit, "arm": {**COMMON, **arm.changes}}
+    regions = arguments.ablation_regions if arm.ablation else arguments.probe_regions
+    settings |= {"probe_regions": regions, "lit_steps": lit, "arm": {**COMMON, **arm.changes}}
     if not data.root:
         settings |= {"scenes": arguments.scenes, "held_out": arguments.held_out}
     kept = run / "figures.json"
@@ -169,7 +171,7 @@ def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Na
     config = ProbeConfig(
         data.labels,  # pyright: ignore[reportArgumentType]
         arm.readouts,
-        train_regions=arguments.probe_regions,
+        train_regions=regions,
         lit=LitConfig(lit) if lit else None,
     )
     results = probe(
