@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,12 +17,8 @@ class Float32Muon(Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
-        """One step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # pyright: ignore
+        """One step; `JointOptimizer` has called the closure, if there is one."""
         for group in self.param_groups:
             momentum, rate = group["momentum"], group["lr"]
             for weight in group["params"]:
@@ -38,7 +33,6 @@ class Float32Muon(Muon):
                 scale = 0.2 * math.sqrt(max(weight.shape))  # the size of AdamW's updates: Liu et al. 2025, Sec. 2.2
                 orthogonal = orthogonalized(direction, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 weight.add_(orthogonal, alpha=-rate * scale)
-        return loss
 
 
 def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
