@@ -25,9 +25,10 @@ from regiontower.train_stages.engine.attention import attention_kernels
 from regiontower.train_stages.learned_logits import learned_logits
 from regiontower.train_stages.mllm_data import Sample, collate_samples, pad_id
 from regiontower.train_stages.packed_attention import packed_attention
-from regiontower.train_stages.packing import collate_packed, pack_rows
+from regiontower.train_stages.packing import collate_packed
 from regiontower.train_stages.train_config import TrainConfig
 from regiontower.vision_towers import RiceVisionConfig, RiceVisionModel
+from regiontower.vision_towers.pack_rows import pack_rows
 
 CPU = torch.device("cpu")
 LR = 1e-4

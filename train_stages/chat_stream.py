@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..mllm.processing import RegionLlavaProcessor
 from ..vision_towers.errors import UserError
+from ..vision_towers.pack_rows import pack_rows
 from .bad_records import BadRecord, name_bad, refuse_too_many_bad
 from .chat_samples import Encoded, Unusable, encode, with_pixels
 from .engine import StreamedDataset
@@ -28,7 +29,6 @@ from .grouped_batches import group_batches
 from .images import ImageError
 from .mixture import Mixture
 from .mllm_data import Sample
-from .packing import pack_rows
 
 Row = list[Encoded]  # samples that share a row; one, unless samples are packed
 _MIXTURE = Path("the mixture")  # what messages about its samples name

@@ -1,8 +1,7 @@
-"""Which samples share a row, and the row they make."""
+"""Samples that share a row, as the row they make."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,31 +11,6 @@ from ..mllm.processing import RegionLlavaProcessor
 from .conversation_ids import IGNORED
 from .mllm_data import Sample, batch_pictures
 from .packed_attention import varlen_borders
-
-
-def pack_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Indices of samples that share a row of at most `row_tokens` tokens; every sample is in one row.
-
-    Best fit, the longest sample first: into the fullest row that has room for it.
-
-    Raises:
-        ValueError: a sample longer than a row.
-    """
-    rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (room, row), sorted
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        length = lengths[index]
-        if length > row_tokens:
-            raise ValueError(f"a sample of {length} tokens does not fit into a row of {row_tokens}")
-        place = bisect_left(free, (length, -1))
-        if place == len(free):
-            rows.append([])
-            free.append((row_tokens, len(rows) - 1))
-            place = bisect_left(free, (length, -1))
-        room, row = free.pop(place)
-        rows[row].append(index)
-        insort(free, (room - length, row))
-    return rows
 
 
 def collate_packed(

@@ -117,6 +117,10 @@ class Mask(_Strict):
             raise ValueError("the mask has no pixel; leave it out instead")
         return self
 
+    def runs(self) -> list[int]:
+        """Run lengths, background first, down one column after the other."""
+        return check_counts(self.size, self.counts)
+
     def to_array(self) -> np.ndarray:
         """The mask as a (height, width) bool array."""
         return decode_mask(self.size, self.counts)

@@ -23,6 +23,7 @@ from ..mllm.findings import Finding
 from ..mllm.processing import RegionLlavaProcessor
 from ..vision_towers import load_tower
 from ..vision_towers.errors import CANNOT_OPEN, UserError, in_one_line
+from ..vision_towers.pack_rows import pack_rows
 from ..vision_towers.packaged import model_source
 from .bad_records import name_bad
 from .chat_samples import Encoded, Unusable, encode
@@ -32,7 +33,6 @@ from .conversation_ids import IGNORED, ends_answers
 from .mixture import open_mixture
 from .mixture_recipe import MixtureData
 from .mllm_stage import AlignModel, AlignRecipe, InstructRecipe, put_together
-from .packing import pack_rows
 
 MASKED = 0.01  # share of samples of which nothing is learned that is an error
 _LEARNED = ("⟦", "⟧")  # around what is learned, where there are no colours

@@ -123,7 +123,7 @@ class TaggedRegionItems:
             mask = image.regions[source].mask
             if mask is not None:
                 frame = image.frame.then(view.frame)
-                shares[number] = torch.from_numpy(patch_coverage(mask.to_array(), frame, self._patch_size))
+                shares[number] = torch.from_numpy(patch_coverage(mask, frame, self._patch_size))
         return shares
 
     def collate(self, items: Sequence[dict]) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def mask_regions(
         ]
         if not wanted:
             continue
-        shares = np.stack([patch_coverage(mask.to_array(), cache.frames[row], spec.patch_size) for mask, _ in wanted])
+        shares = np.stack([patch_coverage(mask, cache.frames[row], spec.patch_size) for mask, _ in wanted])
         seen = np.flatnonzero(shares.any(axis=(1, 2)))
         # One image at a time: the masks of a large image weigh as much as its pixels.
         pixels = norm(torch.from_numpy(np.array(cache.pixels[row : row + 1])).to(tower.device))

@@ -1,35 +1,19 @@
-"""Rows that samples share: how they are filled, and that samples do not see each other in them."""
+"""Rows that samples share: that samples do not see each other in them."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AttentionInterface, Lfm2Config, Lfm2Model, MistralConfig, MistralModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from regiontower.train_stages import packed_attention as packed_attention_module
 from regiontower.train_stages.mllm_data import Sample, collate_samples
 from regiontower.train_stages.packed_attention import PACKED_SDPA, flash_for, packed_attention, varlen_borders
-from regiontower.train_stages.packing import collate_packed, pack_rows
+from regiontower.train_stages.packing import collate_packed
 from regiontower.vision_towers import UserError
 
 CPU = torch.device("cpu")
-
-
-@given(st.lists(st.integers(1, 100), max_size=60), st.integers(100, 300))
-def test_every_sample_is_in_one_row_and_no_row_is_too_long(lengths, row_tokens):
-    rows = pack_rows(lengths, row_tokens)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    assert all(sum(lengths[index] for index in row) <= row_tokens for row in rows)
-    assert not lengths or len(rows) < 2 * sum(lengths) / row_tokens + 1  # no two rows would fit into one
-
-
-def test_rows_are_filled_better_than_in_order():
-    assert sorted(map(sorted, pack_rows([6, 5, 4, 5], 10))) == [[0, 2], [1, 3]]
-    with pytest.raises(ValueError, match="11 tokens does not fit"):
-        pack_rows([11], 10)
 
 
 def make_sample(processor, seed, words=8, boxes=1, picture=True):

@@ -124,7 +124,7 @@ def test_masks_follow_the_boxes_into_the_view(make, augment):
             frame = ImageFrame.identity((112, 112))
             inside = np.zeros((112, 112), bool)
             inside[round(y1) : round(y2), round(x1) : round(x2)] = True
-            of_box = torch.from_numpy(patch_coverage(inside, frame, PATCH))
+            of_box = torch.from_numpy(patch_coverage(Mask(**encode_mask(inside)), frame, PATCH))
             assert (shares <= of_box + 0.3).all()  # boxes here are rounded to pixels
             assert 0.6 < shares.sum() / of_box.sum() < 0.95
 
@@ -132,7 +132,7 @@ def test_masks_follow_the_boxes_into_the_view(make, augment):
 def test_a_mask_in_a_letterboxed_view_is_exact(make):
     item = make()[0]
     row = next(i for i, tags in enumerate(item["region_tags"]) if "dog" in names(tags))
-    expected = patch_coverage(disc(DOG).to_array(), ImageFrame.letterbox((WIDTH, HEIGHT), SIDE), PATCH)
+    expected = patch_coverage(disc(DOG), ImageFrame.letterbox((WIDTH, HEIGHT), SIDE), PATCH)
     np.testing.assert_allclose(item["masks"][row].numpy(), expected, atol=1e-6)
 
 

@@ -58,7 +58,7 @@ def test_regions_and_masks_are_the_models_own(pair, masked):
         pixels, region = normed(tower, masked, row), record.regions[0]
         box = model.encode_regions(pixels, torch.tensor([[region.box_xyxy]]))[0]
         torch.testing.assert_close(in_space(found, side, "own")[row], F.normalize(box, dim=-1)[0], atol=1e-4, rtol=1e-3)
-        share = torch.from_numpy(patch_coverage(region.mask.to_array(), masked.frames[row], 14))[None, None]
+        share = torch.from_numpy(patch_coverage(region.mask, masked.frames[row], 14))[None, None]
         mask = model.encode_masks(pixels, share)[0]
         torch.testing.assert_close(
             in_space(by_mask, side, "own")[row], F.normalize(mask, dim=-1)[0], atol=1e-4, rtol=1e-3
