@@ -4,8 +4,8 @@
 
 Three arms hold the same centres of 512 dimensions in fp32 with two moments of Adam, and see the same 256 embeddings:
 
-    ours     RICE's loss at rho = 0.1; gradients of the drawn rows only, moved by Adam over those rows
-             (`rice.row_sparse: true`, torch's SparseAdam: AdamW without decay, that leaves the other rows alone)
+    ours     RICE's loss at rho = 0.1; gradients of the drawn rows only, moved by AdamW over those rows
+             (`rice.row_sparse: true`, as Partial FC does it)
     dense    the same loss, dense gradients, AdamW over all centres (`rice.row_sparse: false`)
     full     a margin softmax over all centres, AdamW
 
@@ -37,6 +37,7 @@ from regiontower.benchmarks._command import typed
 from regiontower.benchmarks._stamp import stamp
 from regiontower.train_stages.class_shard import ClassShard
 from regiontower.train_stages.cluster_loss import ClusterLossConfig, cluster_discrimination_loss
+from regiontower.train_stages.engine.row_adamw import RowAdamW
 
 DIM, REGIONS, CONFIG = 512, 256, ClusterLossConfig(sample_rate=0.1)
 ARMS = ("ours", "dense", "full")
@@ -143,7 +144,7 @@ def run_arm(arm: str, classes: int, steps: int, threads: int) -> Row:
     baseline = resident("VmRSS")
     centres = torch.nn.Parameter(torch.empty(shard.size, DIM).normal_(std=0.01, generator=generator))
     if arm == "ours":
-        optimizer: torch.optim.Optimizer = torch.optim.SparseAdam([centres], lr=1e-3)
+        optimizer: torch.optim.Optimizer = RowAdamW([centres], lr=1e-3)
     else:
         optimizer = torch.optim.AdamW([centres], lr=1e-3, fused=True)
     regions = REGIONS // processes

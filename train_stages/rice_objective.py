@@ -27,8 +27,8 @@ class RiceConfig:
 
     object_weight, ocr_weight: factors of the two losses (not in the paper; its authors' later code uses 1 for each).
     ocr_centres: "learned", or "frozen" at their random start (not in the paper).
-    row_sparse: gradients of centres hold the drawn classes only, and a lazy Adam (torch's SparseAdam) moves only those:
-        for large K, where a dense step would cost more than all else. Not in the paper; Partial FC does it.
+    row_sparse: gradients of centres hold the drawn classes only, and AdamW moves only those (`RowAdamW`): for large K,
+        where a dense step would cost more than all else. Not in the paper; Partial FC does it.
     loss: see `ClusterLossConfig`.
     """
 

@@ -8,10 +8,11 @@ from transformers import TrainerCallback
 
 from regiontower.train_stages.class_shard import ClassShard
 from regiontower.train_stages.engine import Part
+from regiontower.train_stages.engine.row_adamw import RowAdamW
 from regiontower.train_stages.engine.shards import clip_shards, load_shards, save_shards, whole_table
 
 CLASSES, WIDTH, STEPS, MAX_NORM = 7, 3, 4, 0.5
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "sparse_adam": torch.optim.SparseAdam}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "row_adamw": RowAdamW}
 
 
 class Table(nn.Module):
@@ -45,7 +46,7 @@ def work(rank, optimizer, folder, first, last):
         load_shards(folder / str(first), model, made)
     norms = []
     for step in range(first, last):
-        model.centres.grad = gradient_of(step, shard, optimizer == "sparse_adam")
+        model.centres.grad = gradient_of(step, shard, optimizer == "row_adamw")
         model.shared.grad = torch.full((WIDTH,), 1e6)  # of no weight here
         clip_shards(model, MAX_NORM)
         assert (model.shared.grad == 1e6).all()

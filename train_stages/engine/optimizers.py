@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.optim import SGD, AdamW, Muon, Optimizer, SparseAdam
+from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from ...vision_towers.errors import UserError
 from ..train_config import TrainConfig
 from .muon import Float32Muon
+from .row_adamw import RowAdamW
 from .whole_model import is_shard
 
 
@@ -31,6 +32,9 @@ def build_optimizer(groups: list[dict], train: TrainConfig, device: str, cut_lat
             "train.optimizer=adamw, or launch with ddp."
         )
     if train.optimizer == "sgd":
+        for group in groups:
+            if group["method"] == "row_adamw":
+                group["weight_decay"] = 0.0  # torch's SGD does not decay by rows
         return SGD(groups, lr=0.0)
     adamw: dict[str, Any] = {"lr": 0.0, "betas": train.betas, "fused": device in ("cpu", "cuda")}
     if {group["method"] for group in groups} == {"adamw"}:
@@ -41,8 +45,7 @@ def build_optimizer(groups: list[dict], train: TrainConfig, device: str, cut_lat
         # update to the size of AdamW's, so that learning rates and weight decay mean the same for both.
         "muon": lambda mine: (Float32Muon if device == "cpu" else Muon)(mine, lr=0.0, adjust_lr_fn="match_rms_adamw"),
         "adamw": lambda mine: AdamW(mine, **adamw),
-        # Moments and weights change in the rows that have a gradient, and nowhere else.
-        "sparse_adam": lambda mine: SparseAdam(mine, lr=1.0, betas=train.betas),  # each group brings its own rate
+        "row_adamw": lambda mine: RowAdamW(mine, lr=0.0, betas=train.betas),
     }
     return JointOptimizer(groups, make)
 

@@ -127,7 +127,7 @@ def adapter_dropouts(model: nn.Module, parts: Sequence[Part]) -> list[nn.Module]
     ]
 
 
-Method = Literal["adamw", "muon", "sparse_adam"]
+Method = Literal["adamw", "muon", "row_adamw"]
 
 
 def parameter_groups(
@@ -138,9 +138,9 @@ def parameter_groups(
     Weight decay spares what is no matrix of a linear map: tensors with at most one dimension longer than 1 (norms,
     biases, class tokens), tables of `nn.Embedding`, and `(1, N, D)` tables of positions or query tokens.
 
-    method: "sparse_adam" for what `model.row_sparse` (names) lists, without weight decay; with `muon_lr`, "muon" for
-    the weights of `nn.Linear` other than the output head, at `muon_lr` times the part's learning rate; "adamw" for the
-    rest. Tables, heads, centres and patch embeddings are not for Muon: their rows are separate things, not one map.
+    method: "row_adamw" for what `model.row_sparse` (names) lists; with `muon_lr`, "muon" for the weights of `nn.Linear`
+    other than the output head, at `muon_lr` times the part's learning rate; "adamw" for the rest. Tables, heads,
+    centres and patch embeddings are not for Muon: their rows are separate things, not one map.
     """
     found = part_of_each(model, parts)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -156,8 +156,8 @@ def parameter_groups(
         if not part.lr:
             continue
         lr = part.lr * factors[name]
-        method: Method = "sparse_adam" if name in sparse else "muon" if id(parameter) in hidden else "adamw"
-        decays = method != "sparse_adam" and id(parameter) not in tables and not _is_table_or_vector(parameter)
+        method: Method = "row_adamw" if name in sparse else "muon" if id(parameter) in hidden else "adamw"
+        decays = id(parameter) not in tables and not _is_table_or_vector(parameter)
         group = groups.setdefault(
             (part.name, decays, method, factors[name]),
             {

@@ -112,10 +112,6 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     state = _state(model, optimizer)
     with _quiet():
         load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
-    for moments in [] if optimizer is None else [optimizer.state.get(each, {}) for each in _sharded(model).values()]:
-        for key, value in moments.items():
-            if value.ndim == 0 and not value.is_floating_point():  # SparseAdam counts its steps in a Python number
-                moments[key] = int(value)
 
 
 @contextmanager
