@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))  # `suite_rows`, for the tests that share it
 
 SIZE = (100, 80)
 RED = [10.0, 10.0, 50.0, 40.0]  # [100, 125, 500, 500] in thousandths
@@ -135,6 +138,14 @@ def isolated_cache(tmp_path, monkeypatch) -> Path:
     cache = tmp_path / "the cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return cache
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory, noise_image) -> Path:
+    """A data root with four rows for every built-in task of the suites."""
+    from suite_rows import write_hub
+
+    return write_hub(tmp_path_factory.mktemp("data root"), noise_image)
 
 
 class OneAnswer:

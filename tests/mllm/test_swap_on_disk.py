@@ -1,4 +1,4 @@
-"""swap_checkpoint: files in, files out, proved, and never half.
+"""swap_checkpoint: files in, files out, proved.
 
 A model with regions in a process of its own: `python -m pytest -n 0 -m slow tests/mllm/test_swap_on_disk.py`.
 """
@@ -6,12 +6,11 @@ A model with regions in a process of its own: `python -m pytest -n 0 -m slow tes
 import json
 import multiprocessing
 import sys
-from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from swapped_files import language_of, tensors_of
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from regiontower.benchmarks._tiny_llavas import KINDS, save_as, tiny_llava, tiny_tower
@@ -21,31 +20,12 @@ from regiontower.mllm import (
     answer_questions,
     load_mllm,
     swap_checkpoint,
-    swap_files,
     swap_vision_tower,
 )
-from regiontower.mllm.checkpoint import memory_name
 from regiontower.mllm.shard_files import read_header
-from regiontower.mllm.swap_proof import answers_of, difference, probe_inputs
+from regiontower.mllm.swap_proof import answers_of, probe_inputs
 from regiontower.mllm.swap_report import swap_table
-from regiontower.vision_towers import ClocVisionModel, UmgClipVisionModel, UserError, load_tower
-
-REPLACED = ("model.vision_tower.", "model.multi_modal_projector.", "model.region_projector.")
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory) -> dict[str, Path]:
-    """Saved towers by name."""
-    folders = {name: tmp_path_factory.mktemp(name.lower()) for name in ("RICE", "CLIP", "SigLIP", "DINOv3")}
-    for name, folder in folders.items():
-        tiny_tower(name).save_pretrained(folder)
-    return folders
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory) -> Path:
-    """A bf16 Llava in the hub's layout, in three files."""
-    return save_as(*tiny_llava("Llava", torch.bfloat16), tmp_path_factory.mktemp("llava"), "v4", shards=3)
+from regiontower.vision_towers import ClocVisionModel, UmgClipVisionModel, load_tower
 
 
 @pytest.fixture
@@ -68,18 +48,6 @@ def forked(monkeypatch):
 
     if "fork" in multiprocessing.get_all_start_methods():
         monkeypatch.setattr("subprocess.run", run)
-
-
-def tensors_of(folder) -> dict[str, torch.Tensor]:
-    """Every tensor in a folder's files, by its name in memory."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found |= {memory_name(name): tensor for name, tensor in load_file(file).items()}
-    return found
-
-
-def language_of(folder) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in tensors_of(folder).items() if not name.startswith(REPLACED)}
 
 
 @pytest.mark.parametrize(("layout", "shards"), [("v4", 3), ("v5", 1)])
@@ -227,96 +195,6 @@ def test_tied_embeddings_and_a_kept_projector(towers, tmp_path):
     assert report["to_train"] == []
 
 
-def test_an_interrupted_swap_is_taken_up_and_shows_nothing_half(llava, towers, tmp_path, monkeypatch):
-    copy, calls = swap_files.same_file, []
-
-    def stop_at_second(source, target):
-        calls.append(target.name)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return copy(source, target)
-
-    monkeypatch.setattr(swap_files, "same_file", stop_at_second)
-    monkeypatch.setattr(swap_files, "ThreadPoolExecutor", _OneAfterTheOther)
-    with pytest.raises(KeyboardInterrupt):
-        swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
-    assert not (tmp_path / "out").exists()
-    finished = sorted(path.name for path in (tmp_path / ".out.partial").glob("model-*.safetensors"))
-    assert len(finished) == 2
-    (tmp_path / ".out.partial" / finished[0]).unlink()  # somebody made room
-    report = swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
-    assert report["proof"]["resumed_files"] == 1 and len(calls) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list((tmp_path / "out").glob(".*"))
-    assert language_of(tmp_path / "out").keys() == language_of(llava).keys()
-
-
-def test_a_finished_file_that_was_damaged_meanwhile_is_written_again(llava, towers, tmp_path, monkeypatch):
-    def out_of_power(*about):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(swap_files, "_save_settings", out_of_power)
-    with pytest.raises(KeyboardInterrupt):
-        swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
-    monkeypatch.undo()
-    stage = tmp_path / ".out.partial"
-    done = json.loads((stage / "progress.json").read_text())["done"]
-    copied = [number for number, about in enumerate(done.values(), start=1) if not about["linked"]]
-    assert copied
-    file = next(stage.glob(f"model-{copied[0]:05}-of-*.safetensors"))
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    report = swap_checkpoint(llava, towers["RICE"], tmp_path / "out", verify="bytes")
-    assert report["proof"]["resumed_files"] == len(done) - 1
-    before, after = language_of(llava), language_of(tmp_path / "out")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_try_from_other_files_is_not_taken_up(llava, towers, tmp_path):
-    stage = tmp_path / ".out.partial"
-    stage.mkdir()
-    (stage / "model-00001-of-00004.safetensors").write_bytes(b"of another swap")
-    (stage / "progress.json").write_text(json.dumps({"signature": "other", "done": {"x": {}}}))
-    report = swap_checkpoint(llava, towers["CLIP"], tmp_path / "out", verify="bytes")
-    assert report["proof"]["resumed_files"] == 0 and not stage.exists()
-
-
-def test_bytes_that_arrive_changed_are_found(llava, towers, tmp_path, monkeypatch):
-    copy = swap_files.copy_tensors
-
-    def copy_badly(source, tensors, target, dtype):
-        proofs = copy(source, tensors, target, dtype)
-        with target.open("r+b") as file:
-            file.seek(-1, 2)
-            file.write(b"\x7f")
-        return proofs
-
-    monkeypatch.setattr(swap_files, "copy_tensors", copy_badly)
-    with pytest.raises(UserError, match=r"does not hold .* as it was written"):
-        swap_checkpoint(llava, towers["CLIP"], tmp_path / "out", verify="bytes")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_result_that_is_not_the_swap_is_found(llava, towers, tmp_path, monkeypatch):
-    keys = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
-    answers = {"logits": torch.ones(1, 2, 3), "ids": torch.ones(1, 4, dtype=torch.long)}
-    assert difference(keys, answers, answers) == ""
-    for part, said in (("logits", "logits by 1"), ("ids", "the ids of the answer")):
-        assert difference(keys, answers | {part: answers[part] * 2}, answers) == said
-    # Where weights lie in memory shows in the last bits on some processors; anything more is another model.
-    assert difference(keys, answers | {"logits": answers["logits"] + 5e-6}, answers) == ""
-    assert difference(keys, answers | {"logits": answers["logits"] + 5e-5}, answers).startswith("logits by 5e-05")
-    assert difference(keys, answers | {"logits": answers["logits"] * torch.nan}, answers) == "logits by inf"
-    assert difference(keys, answers | {"logits": torch.ones(1, 2, 4)}, answers) == "logits by inf"
-    absent = keys | {"missing_keys": ["model.a", "model.b"]}
-    assert difference(absent, answers, answers) == "2 missing keys, e.g. model.a"
-
-    monkeypatch.setattr("regiontower.mllm.swap_on_disk.answers_elsewhere", lambda *_: (absent, answers))
-    with pytest.raises(UserError, match="differs from the swap in memory") as error:
-        swap_checkpoint(llava, towers["CLIP"], tmp_path / "out", verify="full")
-    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
-
-
 def test_complaint_1_the_report_says_what_changes_and_what_has_to_be_trained(llava, tmp_path):
     """Can I change the tower, what do I have to train then, how many tokens does a picture take, and does it fit?"""
     tiny_tower("CLIP", 64).save_pretrained(tmp_path / "tower")
@@ -335,52 +213,9 @@ def test_complaint_1_the_report_says_what_changes_and_what_has_to_be_trained(lla
     assert "image tokens" in text and "multi_modal_projector" in text and commands[1] in text
 
 
-def test_mistakes_are_one_line_and_write_nothing(llava, towers, tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("keep")
-    (tmp_path / "no model").mkdir()
-    broken = save_as(*tiny_llava("Llava"), tmp_path / "broken", "v4", 2)
-    shard = sorted(broken.glob("*.safetensors"))[1]
-    shard.write_bytes(shard.read_bytes()[:-4])
-    strange = save_as(*tiny_llava("Llava"), tmp_path / "strange", "v4", 1)
-    config = json.loads((strange / "config.json").read_text())
-    (strange / "config.json").write_text(json.dumps(config | {"vision_feature_select_strategy": "patch"}))
-    out = tmp_path / "out"
-    cases = {
-        "is not empty": (llava, towers["CLIP"], tmp_path / "full", {}),
-        "--verify must be": (llava, towers["CLIP"], out, {"verify": "perhaps"}),
-        "--dtype must be": (llava, towers["CLIP"], out, {"dtype": "int8"}),
-        "no config.json": (tmp_path / "no model", towers["CLIP"], out, {}),
-        "cannot be swapped": (towers["SigLIP"], towers["CLIP"], out, {}),
-        "cannot be opened": (strange, towers["CLIP"], out, {}),
-        "ends before its last tensor": (broken, towers["CLIP"], out, {}),
-        "the nearest size is": (llava, towers["CLIP"], out, {"image_size": 60}),
-        "give a feature layer between": (llava, towers["CLIP"], out, {"feature_layer": 7}),
-        "the projector cannot be kept": (llava, towers["CLIP"], out, {"keep_projector": True}),
-    }
-    for words, (source, tower, folder, options) in cases.items():
-        with pytest.raises(UserError, match=words) as error:
-            swap_checkpoint(source, tower, folder, **options)
-        assert "\n" not in str(error.value) and not out.exists()
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
-
-
 def test_the_tower_has_the_names_that_transformers_writes(llava, towers, tmp_path):
     swap_checkpoint(llava, towers["DINOv3"], tmp_path / "out", verify="bytes")
     last = max((tmp_path / "out").glob("*.safetensors"))
     assert all(name.startswith(("vision_tower.", "multi_modal_projector.")) for name in read_header(last))
     _, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-
-
-class _OneAfterTheOther:
-    def __init__(self, threads):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *about):
-        return None
-
-    map = staticmethod(map)

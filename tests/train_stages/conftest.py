@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # `small_runs`, for the tests that share it
+sys.path.insert(0, str(Path(__file__).parent))  # `small_runs` and others, for the tests that share them
+
+
+@pytest.fixture
+def processor(tiny_mllm):
+    """The one of `tiny_mllm`."""
+    return tiny_mllm[1]
 
 
 @pytest.fixture(scope="session")
