@@ -93,17 +93,23 @@ class Sign:
 _RICE, _CLOC, _UMG = "RICE, Table 5", "CLOC, Table 2", "UMG-CLIP: all levels help"
 SIGNS = (
     *(Sign(name, "clip", "linear", "ours", 0.15, other_readout="value") for name in ("rice", "cloc", "umg_clip")),
+    Sign("clip_views", "clip", "linear", "ours", readout="value", other_readout="value"),
+    *(Sign(name, "clip_views", "linear", "ours", other_readout="value") for name in ("rice", "cloc", "umg_clip")),
     Sign("rice_short", "rice_no_ocr", "reading_linear", "RICE: text regions teach reading"),
     *(Sign("rice_n10", f"rice_n{count}", "linear", _RICE) for count in (1, 5, 20)),
     Sign("rice_rho_0.1", "rice_rho_0.5", "linear", _RICE),
     Sign("rice_rho_0.1", "rice_short", "linear", "MLCD, of rho 0.1 and 1"),
+    Sign("rice_rho_0.1", "rice_rho_0.5", "knn", _RICE),
+    Sign("rice_rho_0.1", "rice_short", "knn", "MLCD, of rho 0.1 and 1"),
     Sign("cloc_short", "cloc_roi_align", "text_to_region_r1", _CLOC),
     Sign("cloc_short", "cloc_roi_align", "text_to_region_r10", _CLOC),
     Sign("cloc_short", "cloc_no_filter", "zero_shot", _CLOC),
     Sign("cloc_filter_0.9", "cloc_no_filter", "zero_shot", _CLOC),
     Sign("cloc_short", "cloc_image_pool", "zero_shot", "ours"),
     Sign("umg_clip_short", "umg_clip_no_region", "linear", _UMG),
+    Sign("umg_clip_short", "umg_clip_no_region", "text_to_region_r10", _UMG),
     Sign("umg_clip_short", "umg_clip_no_pixel", "linear", _UMG),
+    Sign("umg_clip_short", "umg_clip_no_pixel", "text_to_region_r10", _UMG),
     Sign("umg_clip_short", "umg_clip_no_pixel", "zero_shot_masks", _UMG),
     Sign("umg_clip_short", "umg_clip_image_only", "linear", _UMG),
 )

@@ -13,11 +13,12 @@ Each run is a process of its own, or as many as share the centres (gloo), and th
 compares what a step needs beyond weights and moments (peak resident set of the process, less those and less what it
 held before), `total_memory_ratio` the peaks with them. With several processes all numbers are those of one of them, the
 largest. `dense_...` are the ratios of the full softmax to the arm `dense`. `fits_16_gib` is the largest number of
-classes, found by running one step, with which a process stays within 16 GiB.
+classes, to half a per cent and found by running one step, with which a process stays within 16 GiB.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import socket
@@ -98,16 +99,27 @@ def compared(processes: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def largest(arguments: argparse.Namespace, at: dict[str, Any]) -> dict[str, float]:
-    """How many classes `ours` can hold in one process of at most `limit` GiB: first by the memory of a class, as
-    measured, then less until a run stays below."""
+    """How many classes `ours` can hold in one process of at most `limit` GiB, to half a per cent: first by the memory
+    of a class, as measured, then by halving between a run that fits and one that does not."""
     classes = arguments.classes * arguments.limit / (at["resident_gib"] + at["step_gib"]["ours"])
+    fits: dict[str, float] = {}
+    too_many = math.inf
     while True:
         count = int(classes / 1000) * 1000 or int(classes)
         (row,) = in_fresh_processes("ours", count, 1, 1, arguments.threads)
         peak = row["peak"] / GIB
         if peak <= arguments.limit:
-            return {"classes": count, "peak_gib": round(peak, 3)}
-        classes = count * min(0.99, arguments.limit / peak)
+            fits = {"classes": count, "peak_gib": round(peak, 3)}
+        else:
+            too_many = count
+        if fits and too_many - fits["classes"] <= max(1, 0.005 * fits["classes"]):
+            return fits
+        if not fits:
+            classes = count * min(0.99, arguments.limit / peak)
+        elif too_many == math.inf:
+            classes = count * max(1.005, arguments.limit / peak)
+        else:
+            classes = (fits["classes"] + too_many) / 2
 
 
 def summary(runs: list[list[Row]]) -> Row:

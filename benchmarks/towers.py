@@ -29,7 +29,7 @@ from regiontower.benchmarks._tower_arms import ARMS, COMMON, MAIN, SIGNS, Arm, S
 from regiontower.eval.probe import LitConfig, ProbeConfig, probe
 from regiontower.train_stages.pretrain import pretrain
 from regiontower.train_stages.pretrain_recipe import PretrainRecipe
-from regiontower.train_stages.recipe import load_recipe
+from regiontower.train_stages.recipe import differences, flatten, load_recipe, plain
 from regiontower.train_stages.record_io import read_records
 from regiontower.train_stages.scenes import EVAL_SEED_START, write_scenes
 from regiontower.train_stages.tokenizer import train_tokenizer
@@ -138,45 +138,30 @@ def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Na
     """
     run, started = _run(arguments.out, name, seed), time.perf_counter()
     lit = arguments.lit_steps if arm.recipe == "rice-nano" and not arm.ablation else 0
-    settings = {"steps": _steps(arm, arguments), "batch_size": arguments.batch_size, "data": data.name}
     regions = arguments.ablation_regions if arm.ablation else arguments.probe_regions
-    settings |= {"probe_regions": regions, "lit_steps": lit, "arm": {**COMMON, **arm.changes}}
+    recipe = _recipe(arm, seed, data, arguments)
+    settings = {"data": data.name, "probe_regions": regions, "lit_steps": lit}
+    settings |= {key: value for key, value in flatten(plain(recipe)).items() if key not in _PLACES}
     if not data.root:
         settings |= {"scenes": arguments.scenes, "held_out": arguments.held_out}
     kept = run / "figures.json"
     if kept.exists():
         before = json.loads(kept.read_text(encoding="utf-8"))
         if before["settings"] != settings:
-            raise UserError(f"{run} was measured with {before['settings']}, and this is {settings}; give a new --out.")
+            changed = "; ".join(differences(before["settings"], settings))
+            raise UserError(f"{run} was measured with other settings ({changed}); give a new --out.")
         return before
-    root, pixels = str(data.root) if data.root else None, arguments.out / "pixels"
-    objects = {"data.object_labels": data.labels} if arm.recipe == "rice-nano" else {}
-    values = {
-        **COMMON,
-        "data.tokenizer": str(data.tokenizer),
-        **objects,
-        **arm.changes,
-        "data.records": _under(data.train, data.root),
-        "data.root": root,
-        "data.format": data.format,
-        "data.cache_dir": str(pixels),
-        "train.steps": settings["steps"],
-        "train.batch_size": arguments.batch_size,
-        "train.seed": seed,
-        "train.threads": arguments.threads,
-    }
-    recipe = load_recipe(arm.recipe, PretrainRecipe, [f"{key}={json.dumps(value)}" for key, value in values.items()])
     pretrain(recipe, run)
     trained = time.perf_counter()
     config = ProbeConfig(
         data.labels,  # pyright: ignore[reportArgumentType]
         arm.readouts,
         train_regions=regions,
-        lit=LitConfig(lit) if lit else None,
+        lit=LitConfig(lit, images=False) if lit else None,
     )
     results = probe(
-        run, data.train, data.test, tokenizer=data.tokenizer, config=config, format=data.format, image_root=root,
-        cache_dir=pixels,
+        run, data.train, data.test, tokenizer=data.tokenizer, config=config, format=data.format, image_root=data.root,
+        cache_dir=_pixels(arguments),
     )  # fmt: skip
     there = {
         readout: {figure: row for figure, row in rows.items() if figure in FIGURES and row["n"]}
@@ -192,6 +177,33 @@ def _measured(name: str, arm: Arm, seed: int, data: Data, arguments: argparse.Na
     kept.write_text(json.dumps(measured), encoding="utf-8")
     shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the weights are in the run itself
     return measured
+
+
+# What says where things lie, and no more: kept figures do not depend on it.
+_PLACES = ("data.records", "data.root", "data.cache_dir", "data.tokenizer", "train.threads", "train.save_steps")
+
+
+def _pixels(arguments: argparse.Namespace) -> Path:
+    return arguments.out / "pixels"
+
+
+def _recipe(arm: Arm, seed: int, data: Data, arguments: argparse.Namespace) -> PretrainRecipe:
+    objects = {"data.object_labels": data.labels} if arm.recipe == "rice-nano" else {}
+    values = {
+        **COMMON,
+        "data.tokenizer": str(data.tokenizer),
+        **objects,
+        **arm.changes,
+        "data.records": _under(data.train, data.root),
+        "data.root": str(data.root) if data.root else None,
+        "data.format": data.format,
+        "data.cache_dir": str(_pixels(arguments)),
+        "train.steps": _steps(arm, arguments),
+        "train.batch_size": arguments.batch_size,
+        "train.seed": seed,
+        "train.threads": arguments.threads,
+    }
+    return load_recipe(arm.recipe, PretrainRecipe, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 
 def _under(path: Path, root: Path | None) -> str:

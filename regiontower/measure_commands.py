@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, ImageRoot, Json, Out, Quant, RecordFormat, report
+from .options import CacheDir, Device, Dtype, ImageRoot, Json, Out, Quant, RecordFormat, report
 
 app = typer.Typer()
 
@@ -105,6 +105,10 @@ def probe(
     lit_steps: Annotated[
         int | None, typer.Option(min=1, help="Train a text tower on the frozen regions for so many steps.")
     ] = None,
+    train_regions: Annotated[
+        int,
+        typer.Option(min=1, help="About how many objects to learn from; of more, images are taken evenly."),
+    ] = 30_000,
     detect_steps: Annotated[
         int | None, typer.Option(min=1, help="Train a detector on the frozen tokens for so many steps.")
     ] = None,
@@ -123,6 +127,7 @@ def probe(
         typer.Option(help="Candidates of --protocol, one name a line; the records' own categories when absent."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures as JSON, and pictures.")] = None,
+    cache_dir: CacheDir = None,
     format_: RecordFormat = "records",
     image_root: ImageRoot = None,
     device: Device = "auto",
@@ -155,7 +160,7 @@ def probe(
         raise UserError("--classes names the candidates of a protocol; give --protocol, too.")
     lit = None if lit_steps is None else LitConfig(lit_steps)
     detect = None if detect_steps is None else DetectConfig(detect_steps)
-    config = ProbeConfig(labels, readouts, side, lit=lit, detect=detect, **known)  # pyright: ignore
+    config = ProbeConfig(labels, readouts, side, train_regions, lit, detect, **known)  # pyright: ignore
     results = run(
         tower,
         data,
@@ -166,6 +171,7 @@ def probe(
         format=format_,
         image_root=image_root,
         device=device,
+        cache_dir=cache_dir,
     )
     report(results, json_, probe_table(results))
 
@@ -195,6 +201,7 @@ def segment(
         int | None, typer.Option(min=1, help="Train a text tower on the frozen regions for so many steps first.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures, a picture and the head.")] = None,
+    cache_dir: CacheDir = None,
     format_: RecordFormat = "records",
     image_root: ImageRoot = None,
     device: Device = "auto",
@@ -231,6 +238,7 @@ def segment(
         format=format_,
         image_root=image_root,
         device=device,
+        cache_dir=cache_dir,
     )
     report(results, json_, segmentation_table(results))
 

@@ -24,6 +24,10 @@ RecordFormat = Annotated[
     str,
     typer.Option("--format", help="records, xywh_jsonl, coco, coco_panoptic, llava, refcoco or flickr30k."),
 ]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", help="Folder for decoded pixels, for later runs, too; in memory when absent."),
+]
 ImageRoot = Annotated[Path | None, typer.Option("--image-root", help="Folder that image paths start from.")]
 
 

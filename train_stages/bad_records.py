@@ -9,6 +9,7 @@ from pathlib import Path
 from ..vision_towers.errors import UserError
 
 _NAMED = 10
+ENOUGH = 600  # records, before their share of bad ones says something about those that follow
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ def refuse_too_many_bad(path: Path, bad: Sequence[BadRecord], total: int) -> Non
         raise UserError(
             f"{path}: {len(bad)} of {total} records are bad, more than max(5, 1 %); mend them: {name_bad(bad)}"
         )
+
+
+def refuse_hopeless(path: Path, bad: Sequence[BadRecord], total: int) -> None:
+    """Raise UserError before the end of a file where it would take an unlikely rest to come down to 1 %: more than a
+    tenth of the first `ENOUGH` or more is bad. `total` counts the records so far, the bad ones too."""
+    if total >= ENOUGH and len(bad) > total / 10:
+        refuse_too_many_bad(path, bad, total)
 
 
 def refuse_unusable(path: Path, bad: Sequence[BadRecord], good: int, passed_over: int = 0) -> None:

@@ -15,7 +15,8 @@ from .records import Record
 
 
 class GroundedImage(NamedTuple):
-    """What is known of one image: regions with words, `(R, 4)` in input pixels, and the record's captions."""
+    """What is known of one image: regions with a text, `(R, 4)` in input pixels, and the record's captions.
+    words: of the regions, `region_text`."""
 
     boxes: Boxes
     words: list[str]
@@ -60,7 +61,7 @@ class GroundedCaptionItems:
         if len(kept) and (zoomed or not captions):
             caption = caption_of_view(words, kept, rng)
         else:
-            caption = captions[rng.integers(len(captions))] if captions else ", ".join(words)
+            caption = captions[rng.integers(len(captions))]  # no view is without all regions
         return {
             "pixel_values": view,
             "input_ids": self.tokens(caption),

@@ -86,7 +86,7 @@ class ClusterLossOutput(NamedTuple):
 
 
 class ExpSum(NamedTuple):
-    """sum_j exp(x_j) of each row, held as `total * exp(top)` with `top` (R,) >= 0 and without gradient."""
+    """sum_j exp(x_j) of each row, held as `total * exp(top)` with `top` (R,), finite and without gradient."""
 
     top: Tensor
     total: Tensor
@@ -95,11 +95,10 @@ class ExpSum(NamedTuple):
 def exp_sum(logits: Tensor, keep: Tensor) -> ExpSum:
     """The sum of exponentials of the kept entries of `logits` (R, n); `keep` is a bool mask of that shape.
 
-    `top` is never below 0, because the sum will be combined with the 1 = exp(0) of the loss; a row with nothing to keep
-    is therefore a plain zero instead of a NaN.
+    A row with nothing to keep is a plain zero: its `top` is finite, too, and below all others.
     """
     masked = logits.masked_fill(~keep, -torch.inf)
-    top = row_max(masked.detach()).clamp(min=0.0)
+    top = row_max(masked.detach()).clamp(min=torch.finfo(logits.dtype).min / 4)
     # In place, on what nobody else holds: with a million classes each copy counts.
     return ExpSum(top, (masked - top[:, None]).exp_().sum(dim=1))
 
@@ -119,14 +118,19 @@ def over_shards(parts: ExpSum, shard: ClassShard) -> ExpSum:
 
 def times_exp(parts: ExpSum, shift: Tensor) -> ExpSum:
     """sum_j exp(x_j + shift) of each row; shift: (R,)."""
-    moved = parts.top + shift
-    top = moved.detach().clamp(min=0.0)
-    return ExpSum(top, parts.total * (moved - top).exp())
+    top = (parts.top + shift).detach()
+    # The gradient goes through the factor, which is 1 but for rounding.
+    return ExpSum(top, parts.total * (parts.top + shift - top).exp())
 
 
 def log_one_plus(parts: ExpSum) -> Tensor:
-    """log(1 + sum_j exp(x_j)) per row, exact for sums far below and far above 1. Shape (R,)."""
-    return parts.top + torch.log1p(parts.total + torch.expm1(-parts.top))
+    """log(1 + sum_j exp(x_j)) per row, exact for sums far below and far above 1. Shape (R,).
+
+    With x = log sum_j exp(x_j) it is softplus(x): the 1 is never added to a number that is not of its size.
+    """
+    empty = parts.total == 0
+    log_sum = parts.top + parts.total.masked_fill(empty, 1.0).log()
+    return F.softplus(log_sum, threshold=40.0).masked_fill(empty, 0.0)
 
 
 def sample_classes(num_classes: int, sample_rate: float, generator: torch.Generator | None, device) -> Tensor | None:

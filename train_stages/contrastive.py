@@ -27,7 +27,8 @@ CHUNK = 1024  # rows of logits that are in memory together
 
 class ContrastiveOutput(NamedTuple):
     """loss: scalar; its mean over processes is L, and so is the gradient that data parallelism averages.
-    correct: (n_w,) bool, whether each a of this process is nearest to its own b, of all in the global batch."""
+    correct: (n_w,) bool, whether each a of this process is nearer to its own b than to its negatives, of all in the
+    global batch. What `same_above` leaves out is none of them; where it leaves nothing, correct is True."""
 
     loss: Tensor
     correct: Tensor
@@ -84,7 +85,7 @@ def _both_ways(
     same_above: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Sums over a chunk of pairs of the cross-entropies of a_i among all b and of b_i among all a, and for which pairs
-    b_i is the nearest of all b. own: `(n,)`, the columns of the pairs.
+    b_i is the nearest of those b that are not left out. own: `(n,)`, the columns of the pairs.
 
     What is as wide as the global batch, also which texts are the same, is made in here: it must not outlive its chunk.
     """

@@ -1,4 +1,4 @@
-"""What a frozen tower makes of pictures, kept on the disk (`feature_rows`): filling it, and waiting for it.
+"""What a frozen tower makes of pictures, kept on the disk (`feature_rows`): filling it.
 
 Alignment trains projectors on features that never change, and a tower is most of the work where the language model is
 small.
@@ -6,11 +6,7 @@ small.
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +27,7 @@ from .engine.storage import storage_errors
 from .feature_rows import INDEX, Box, FeatureCache, FeatureKey, as_encoder_outputs, box_key, feature_key
 from .images import ImageError
 from .picture_file import PictureFile
+from .waiting import wait_until_filled
 
 __all__ = [
     "INDEX",
@@ -46,7 +43,6 @@ __all__ = [
 ]
 
 _BATCH = 16  # pictures through the tower at a time
-_SAID_AFTER, _SAID_AGAIN, _GIVEN_UP = 60.0, 600.0, 600.0  # seconds of waiting for the process that fills the cache
 Absent = tuple[str, tuple[PictureFile, dict[Box, torch.Tensor]]]  # a picture by its sha256, and its boxes
 
 
@@ -193,46 +189,6 @@ def blank_shape(model: Any, processor: RegionLlavaProcessor) -> tuple[int, int]:
     with torch.no_grad(), _inputs_of(model.model.multi_modal_projector) as tokens:
         model.model.get_image_features(blank.to(model.device), return_dict=True)
     return int(tokens[0].shape[1]), int(tokens[0].shape[2])
-
-
-def wait_until_filled(
-    folder: Path,
-    filled: Path,
-    *,
-    say: Callable[[str], None] | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-    now: Callable[[], float] = time.monotonic,
-) -> None:
-    """Return when the first process has written `filled`, which may take it longer than a barrier waits.
-
-    After a minute, and then every ten, one process of each machine says what it waits for.
-
-    Args:
-        folder: of the cache; the first process makes it when it begins. filled: the file that it writes at its end.
-        say: takes a line; stderr when absent. sleep, now: seconds, of a clock that does not go back.
-    Raises:
-        UserError: after ten minutes not even `folder` is here, so the first process writes to another disk.
-    """
-    began, next_word = now(), _SAID_AFTER
-    while not filled.exists():
-        waited = now() - began
-        if waited >= _GIVEN_UP and not folder.exists():
-            raise UserError(
-                f"{folder} is not on {platform.node()} after {waited / 60:.0f} minutes, and the first process keeps "
-                "features in it; set data.cache_dir to a folder that all machines share."
-            )
-        if waited >= next_word:
-            next_word += _SAID_AGAIN
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                (say or _to_stderr)(
-                    f"feature cache: {platform.node()} has waited {waited / 60:.0f} min for {filled}, which the first "
-                    "process writes when all pictures are kept; the folder has to be one that all machines share"
-                )
-        sleep(1)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _refuse_full_disk(folder: Path, size: int) -> None:

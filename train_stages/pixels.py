@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ..vision_towers.errors import UserError
 from .images import ImageError, open_image
 from .record_io import BadRecord, RecordSet, load_record_image, refuse_too_many_bad
 from .records import Record
+from .waiting import wait_until_filled
 
 Fill = tuple[int, int, int]
 
@@ -76,19 +78,24 @@ class PixelCache:
         """Decode every image of `record_set` once, or open what an earlier run decoded; without a folder, in memory.
 
         The folder's entry is keyed by the images' paths, sizes and times, by `side` and by `fill`, so a changed image
-        is decoded again. An unreadable image, or one of another size than its record says, is a bad record; more than
-        max(5, 1 %) of them, or nothing else, raise UserError, and so does a disk without room for all.
+        is decoded again. Of several processes, which all have to call this, the first decodes into the folder and the
+        others wait for it; in memory each has its own. An unreadable image, or one of another size than its record
+        says, is a bad record; more than max(5, 1 %) of them, or nothing else, raise UserError, and so does a disk
+        without room for all.
         """
         if cache_dir is None:
             array = np.empty((len(record_set), 3, side, side), dtype=np.uint8)
             good, bad = _decode_all(record_set, side, fill, progress, array)
             return _assemble(record_set, array, good, bad)
         folder = Path(cache_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         entry = folder / f"pixels-{_key(record_set, side, fill)}.npy"
         index = entry.with_suffix(".json")
-        if not index.exists():  # written last, so a broken-off build is built again
-            part = entry.with_suffix(f".{os.getpid()}.part")
+        if int(os.environ.get("RANK", "0")):  # torch.distributed may not be set up yet
+            wait_until_filled(folder, index, kept="pixel")
+        elif not index.exists():  # written last, so a broken-off build is built again
+            folder.mkdir(parents=True, exist_ok=True)
+            # A name of its own: processes of other machines may have the same number.
+            part = entry.with_suffix(f".{uuid.uuid4().hex}.part")
             try:
                 array = _new_array(part, (len(record_set), 3, side, side))
                 good, bad = _decode_all(record_set, side, fill, progress, array)

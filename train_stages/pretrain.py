@@ -96,6 +96,7 @@ def pretrain(
         before_save=task.before_save,
         held_out=held_out,
         on_batch=on_batch,
+        find_unused=True,  # any tower: CLIP's last norm, DINOv2's mask token and others have no part in region losses
         device=device,
         **options,
     )

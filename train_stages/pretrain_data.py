@@ -13,7 +13,7 @@ from ..mllm.boxes import Boxes, ImageFrame
 from ..vision_towers.errors import UserError
 from .augment import AugmentConfig, random_view
 from .conversations import region_words
-from .records import Record
+from .records import Record, Region
 from .region_labels import NO_CLASS, ObjectClasses, TextClasses
 from .region_sampling import sample_regions
 
@@ -177,9 +177,15 @@ class CaptionItems:
         }
 
 
+def region_text(region: Region) -> str:
+    """What a region is called in training: its words (`region_words`), or of one without, such as `label vesl` writes,
+    its first caption or phrase; "" where it has nothing. Phrases of a region with words often say where it is."""
+    return region_words(region) or next(iter([*region.captions, *region.texts]), "")
+
+
 def named_regions(record: Record, frame: ImageFrame) -> tuple[Boxes, list[str]]:
-    """The regions that have words, as boxes in input pixels, and the words."""
-    words = [region_words(region) for region in record.regions]
+    """The regions that have a text (`region_text`), as boxes in input pixels, and the texts."""
+    words = [region_text(region) for region in record.regions]
     usable = [i for i, text in enumerate(words) if text]
     boxes, kept = frame.to_input(Boxes([record.regions[i].box_xyxy for i in usable]))
     return boxes, [words[usable[i]] for i in kept]

@@ -65,7 +65,8 @@ def _loss(task: Task, items: CachedItems, batch_size: int) -> dict[str, float]:
     shares = [[size * number + row for row in mine] for number in range(batches)]
     collate = SeededCollate(task.items.collate)
     loader = DataLoader(SeededDataset(items, 0), batch_sampler=shares, collate_fn=collate)
-    torch.manual_seed(0)  # sampled negatives; the engine puts the generators back
+    # Sampled negatives. The engine puts the CPU's generator back; torch.manual_seed would also reseed every GPU.
+    torch.default_generator.manual_seed(0)
     total = 0.0
     for batch in loader:
         total += float(task.objective(**{name: value.to(device) for name, value in batch.items()}).loss)

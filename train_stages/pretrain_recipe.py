@@ -11,7 +11,7 @@ from .augment import AugmentConfig
 from .clip_objective import ClipConfig
 from .cloc_objective import ClocLossConfig
 from .pretrain_data import CaptionSource
-from .record_source import RecordSource
+from .record_source import WEBDATASET, RecordSource
 from .region_labels import ObjectLabels
 from .rice_objective import RiceConfig
 from .train_config import TrainConfig
@@ -130,6 +130,8 @@ class PretrainEval:
 
     records: as in `data`; nothing is measured without. every: steps from one measurement to the next; the end alone
     when absent. batch_size: images that the loss contrasts, those of all processes together.
+
+    Raises ValueError for a format that can only be streamed.
     """
 
     records: str | tuple[str, ...] | None = None
@@ -137,6 +139,13 @@ class PretrainEval:
     format: str = "records"
     every: Count | None = None
     batch_size: Count = 64
+
+    def __post_init__(self) -> None:
+        if self.format == WEBDATASET:
+            raise ValueError(
+                f"records are read at once, and {WEBDATASET} shards can only be streamed; give files of region "
+                "records, or of another format"
+            )
 
 
 @dataclass(frozen=True, config=_STRICT)

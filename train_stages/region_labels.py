@@ -38,11 +38,8 @@ class ObjectClasses:
         if source == "cluster":
             clusters = [region.cluster for region in regions if region.cluster is not None]
             names = [str(number) for number in range(max(clusters, default=-1) + 1)]
-        elif source in ("category", "tags"):
-            label = tagged_name if source == "tags" else _category
-            names = sorted({name for region in regions if (name := label(region)) is not None})
         else:
-            raise UserError(f"object_labels is '{source}', use cluster, category or tags")
+            names = sorted({name for region in regions if (name := class_name(region, source)) is not None})
         if not names:
             raise UserError(f"no region of the records has a {source}; give such records or change data.object_labels")
         return cls(names, source, stuff)
@@ -56,11 +53,7 @@ class ObjectClasses:
         return [ids.get(self._name(region), NO_CLASS) for region in record.regions]
 
     def _name(self, region: Region) -> str | None:
-        if region.stuff and not self.stuff:
-            return None
-        if self.source == "cluster":
-            return None if region.cluster is None else str(region.cluster)
-        return tagged_name(region) if self.source == "tags" else region.category
+        return None if region.stuff and not self.stuff else class_name(region, self.source)
 
     def _ids(self) -> dict[str | None, int]:
         # Built once; a frozen dataclass has no other place for it than its dict.
@@ -69,15 +62,22 @@ class ObjectClasses:
         return self.__dict__["_index"]
 
 
+def class_name(region: Region, source: ObjectLabels) -> str | None:
+    """What the region's class is called; None where it has none. Raises UserError for another `source`."""
+    if source == "cluster":
+        return None if region.cluster is None else str(region.cluster)
+    if source == "category":
+        return region.category
+    if source == "tags":
+        return tagged_name(region)
+    raise UserError(f"object_labels is '{source}', use cluster, category or tags")
+
+
 def tagged_name(region: Region) -> str | None:
     """Tags and category as one name ("red star"); None without a category. The transcript is no part of it."""
     if region.category is None:
         return None
     return " ".join([*(tag for tag in dict.fromkeys(region.tags) if tag != region.category), region.category])
-
-
-def _category(region: Region) -> str | None:
-    return region.category
 
 
 class TextClasses:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..mllm.boxes import ImageFrame
 from ..vision_towers.errors import UserError
-from .bad_records import BadRecord, refuse_too_many_bad
+from .bad_records import ENOUGH, BadRecord, refuse_hopeless, refuse_too_many_bad
 from .engine.streamed import StreamedDataset
 from .images import ImageError
 from .pixels import Fill, to_pixels
@@ -106,7 +106,8 @@ class StreamedItems(StreamedDataset[tuple[StreamedImage, Any]]):
     """The items of a stream. Images that are of no use to the objective are passed over.
 
     side, fill: of the letterboxed square, see `to_pixels`.
-    Raises UserError, in a run, when more than max(5, 1 %) of the images cannot be read.
+    Raises UserError, in a run, when more than 1 % of the images cannot be read. Each loader process judges its own,
+    from the first `ENOUGH` on.
     """
 
     def __init__(self, stream: RecordStream, maker: ItemMaker, side: int, fill: Fill):
@@ -141,7 +142,8 @@ class StreamedItems(StreamedDataset[tuple[StreamedImage, Any]]):
         except ImageError as error:
             self._bad.append(BadRecord(image.record.image, str(error)))
             tqdm.write(f"passed over: {error}")
-            refuse_too_many_bad(image.root, self._bad, self._decoded)
+            if self._decoded >= ENOUGH:  # a stream has no end at which to judge
+                refuse_too_many_bad(image.root, self._bad, self._decoded)
             return None
         pixels, _ = to_pixels(picture, self._side, self._fill)
         return self._maker.item(torch.from_numpy(np.array(pixels)), known, seeded_generator())
@@ -168,7 +170,8 @@ def _read(path: str, source: RecordSource, images: bool) -> Iterator[StreamedIma
             yield item
         elif isinstance(item, BadRecord):
             bad.append(item)
-            refuse_too_many_bad(Path(path), bad, total)
+            refuse_hopeless(Path(path), bad, total)
+    refuse_too_many_bad(Path(path), bad, total)
     if bad:
         tqdm.write(f"{path}: {len(bad)} of {total} records are bad: " + "; ".join(f"{b.line}: {b.reason}" for b in bad))
 

@@ -4,7 +4,7 @@ With r_i of length 1 for an image, region or mask, n_c for the text of tag c, T_
 
     L = 1/R sum_i sum_{c in C} BCE( s r_i.n_c + b, [c in T_i] )
 
-C holds every tag that occurs in the batches of all processes, and as many others again drawn at random (a "federated"
+C holds every tag that occurs in the batches of all processes, and `negatives` others drawn at random (a "federated"
 loss, as RegionCLIP on a ViT in CLIPSelf's code: summed over classes, averaged over regions). The softmax of InfoNCE
 would not do: one tag occurs many times in a batch, and a region has several.
 """

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..mllm.boxes import Boxes, ImageFrame
 from .augment import AugmentConfig, View, random_view
-from .conversations import region_words
 from .mask_coverage import patch_coverage
-from .pretrain_data import CaptionTokens, caption_of_view
+from .pretrain_data import CaptionTokens, caption_of_view, region_text
 from .records import Record, Region
 from .tag_bank import TagBank, tags_of
 from .tag_loss import NO_TAG
@@ -36,9 +35,9 @@ class TaggedImage(NamedTuple):
 class TaggedRegionItems:
     """Images with whatever they have of caption, tags and regions, drawn anew each time.
 
-    Regions: at most `regions_per_image` random ones of those in the view that have words (`region_words`) or captions.
-    The text of one is drawn from both. Its mask, if the record has one, is given as the share of each patch of the
-    view; where there is none the shares are 0.
+    Regions: at most `regions_per_image` random ones of those in the view that have a text (`region_text`). The text of
+    one is drawn from it and the region's captions. Its mask, if the record has one, is given as the share of each
+    patch of the view; where there is none the shares are 0.
     Caption: as in `GroundedCaptionItems`. Tags of the image: the record's and those of all regions in the view;
     without the record's when views are zoomed and show a region with tags, as those are true of the whole image.
     An image that has nothing of all this is left out.
@@ -64,7 +63,7 @@ class TaggedRegionItems:
     def prepare(self, record: Record, frame: ImageFrame) -> TaggedImage | None:
         """Captions, tags and regions with words or captions; None when there is nothing of it."""
         texts = [
-            list(dict.fromkeys(text for text in (region_words(region), *region.captions) if text))
+            list(dict.fromkeys(text for text in (region_text(region), *region.captions) if text))
             for region in record.regions
         ]
         tags = [self.bank.ids(tags_of(region)) for region in record.regions]

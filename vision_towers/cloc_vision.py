@@ -96,7 +96,9 @@ class ClocVisionModel(WrappedVisionModel):
         if self.config.region_pool == "roi_align":
             patches = tokens[:, -grid_hw[0] * grid_hw[1] :]
             pooled = roi_mean(patches, grid_hw, boxes, self.spec.patch_size, ROI_SIZE)
-            return pooled + 0.0 * self.prompter.corner.sum()  # else without a gradient, which DDP would wait for
+            prompter = self.prompter
+            unused = (prompter.corner, prompter.position.weight, prompter.position.bias)
+            return pooled + 0.0 * sum(each.sum() for each in unused)  # without a gradient DDP would wait for them
         return self._prompt(tokens, grid_hw, input_hw, self.prompter.box_prompts(in_unit_square(boxes, input_hw)))
 
     def _prompt(

@@ -6,7 +6,8 @@ image. For an image token with scores s_j to the image and u_p to the prompt's t
 
     out = (Z a + sum_p exp(u_p) v_p) / (Z + sum_p exp(u_p)),    Z = sum_j exp(s_j),  a = sum_j exp(s_j) v_j / Z
 
-which is the softmax over all of them, exactly. What remains for each prompt is the MLP on every image token.
+which is the softmax over all of them, exactly. What remains for each prompt is the MLP on every image token. Scores and
+their logarithms are in float32 at least: an error of log Z is one of all weights of a row.
 """
 
 import torch
@@ -69,9 +70,10 @@ class Prompter(nn.Module):
         if self.add_token_pos:
             image = image + self.position(sinusoidal_2d(centres.float()).to(image.dtype))
         q, k, v = self._heads(image)
-        scores = q @ k.transpose(-1, -2)  # (B, H, N, N)
-        normaliser = scores.logsumexp(-1)  # log Z
-        attended = (scores - normaliser[..., None]).exp() @ v  # a
+        with torch.autocast(tokens.device.type, enabled=False):
+            scores = _scores(q, k)  # (B, H, N, N)
+            normaliser = scores.logsumexp(-1)  # log Z
+            attended = (scores - normaliser[..., None]).exp().to(v.dtype) @ v  # a
         chunks = prompts.split(CHUNK, dim=1)
         return torch.cat([self._chunk(chunk, image, (q, k, v), attended, normaliser) for chunk in chunks], dim=1)
 
@@ -87,10 +89,11 @@ class Prompter(nn.Module):
         q, k, v = self._heads(prompts)  # (B, R, H, P, d)
         pooled, count = prompts.new_zeros(()), 0
         if self.pool != "prompt":
-            to_prompt = image_q @ k.transpose(-1, -2)  # u, (B, R, H, N, P)
-            total = torch.logaddexp(normaliser[:, None], to_prompt.logsumexp(-1))[..., None]
-            mixed = (normaliser[:, None, ..., None] - total).exp() * attended[:, None]
-            mixed = mixed + (to_prompt - total).exp() @ v
+            with torch.autocast(prompts.device.type, enabled=False):
+                to_prompt = _scores(image_q, k)  # u, (B, R, H, N, P)
+                total = torch.logaddexp(normaliser[:, None], to_prompt.logsumexp(-1))[..., None]
+                mixed = (normaliser[:, None, ..., None] - total).exp() * attended[:, None]
+                mixed = (mixed + (to_prompt - total).exp().to(v.dtype) @ v).to(v.dtype)
             pooled = pooled + self._rest(image[:, None], mixed).sum(-2)
             count += image.shape[-2]
         if self.pool != "image":
@@ -111,6 +114,11 @@ class Prompter(nn.Module):
         """The layer after its attention: `states (..., n, D)`, `attended (..., H, n, d)`."""
         states = states + self.out(attended.transpose(-2, -3).flatten(-2))
         return states + self.mlp(self.norm_2(states))
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return q.to(dtype) @ k.to(dtype).transpose(-1, -2)
 
 
 class BoxHead(nn.Sequential):

@@ -1,9 +1,10 @@
 """The two protocols of "COCO box classification", which have one name in the literature and are not comparable.
 
 `clipself-macc` (CLIPSelf, arXiv 2310.01403): panoptic records, things and stuff. All categories are candidates, of
-things and of stuff for either; regions whose box has an area of 8^2 to 1024^2 px; the longest side of an image at
-1024 px (patches of 16 px) or 896 px (of 14), the rest of the square black. Mean over classes of top-1 and top-5: boxes
-of things, masks of things, masks of stuff, and things cut out with their box enlarged 1.5 times.
+things and of stuff for either; regions whose box has an area of 8^2 to 1024^2 px of the original; the longest
+side of an image at 1024 px (patches of 16 px) or 896 px (of 14), black to the right and below. Mean over classes of
+top-1 and top-5: boxes of things, masks of things, masks of stuff, read by `by_unit_tokens` where the readout has dense
+features, and things cut out with their box enlarged 1.5 times. A crowd of things is a thing, by its category.
 
 `fgclip-acc` (FG-CLIP, arXiv 2505.05071): instances. The categories of things are the candidates, boxes of any size, the
 whole image at the tower's size. Share of all boxes, top-1 and top-5.
@@ -11,9 +12,9 @@ whole image at the tower's size. Share of all boxes, top-1 and top-5.
 The papers' candidates are those of the data set: COCO's 133 or 80, LVIS's 1203. Records say only which ones occur in
 them, and fewer candidates are easier: a file of names (`classes`) says what the candidates are.
 
-Texts of both are means over prompt templates. Not known to us, and therefore ours: where the padding lies (the image is
-centred), in which pixels boxes are measured (the original's), that stuff is filtered by the same rule, how a crop gets
-its square (padded), and that the whole image of `fgclip-acc` is stretched to its square.
+Texts of both are means over prompt templates. All of `clipself-macc` is read from CLIPSelf's code (training/data.py,
+zero_shot.py); its masks are scaled to the patches bilinearly, ours are exact, which differs at a mask's edge. That the
+whole image of `fgclip-acc` is stretched to its square is ours.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -36,14 +38,15 @@ from ...train_stages.region_labels import NO_CLASS
 from ...vision_towers import TowerSpec, UmgClipVisionModel, UserError, describe_tower, resize_tower
 from .classify import Share
 from .enlarged_crops import enlarged_crops
-from .mask_regions import dense_tower, mask_regions
+from .mask_regions import dense_tower
 from .prompts import TEMPLATES, class_texts, read_classes
 from .ranked import class_mean_top, micro_top, ranks
 from .regions import CROPS, Labels, ProbeRegions, labelled_regions, reader
 from .table import figure_lines
 from .table import rows as json_rows
-from .text_side import open_with_texts
-from .views import checked_side, stretched
+from .text_side import TextSide, open_with_texts, unit
+from .unit_tokens import by_unit_tokens
+from .views import checked_side, cornered, stretched
 from .zero_shot import in_space
 
 Protocol = Literal["clipself-macc", "fgclip-acc"]
@@ -87,7 +90,7 @@ def classify_coco_boxes(
 
     Args:
         tower: with texts, as in `open_with_texts`.
-        data: region records with categories; `stuff` tells stuff (and crowds) from things, masks are optional.
+        data: region records with categories; a category that is never without `stuff` is stuff, masks are optional.
         out: folder for `PROTOCOL.json`; nothing is written without it.
     Returns:
         `{"tower", "protocol", "side", "resized_from", "classes", "classes_from", "templates", "images", "readouts":
@@ -117,16 +120,17 @@ def classify_coco_boxes(
     spec = describe_tower(model.config)
     pixels = config.side or protocol_side(config.protocol, spec)
     seeing = _tower_for(pixels, tower, model, on)
+    things = frozenset(r.category for record in records.records for r in record.regions if not r.stuff)
     crops = model if CROPS in side.regions else None
+    look = _Look(seeing, names, things, pixels, config.readouts, side, crops)
     texts = class_texts(side.texts, names, config.templates)
     rows: dict[tuple[str, str], list[_Ranked]] = {}
     with tqdm(total=len(records), desc=config.protocol, unit="img") as bar:
         for start in range(0, len(records), IMAGES_AT_ONCE):
             part = replace(records, records=records.records[start : start + IMAGES_AT_ONCE])
-            seen = _LOOKS[config.protocol](seeing, part, names, pixels, config.readouts, crops)
-            for (readout, what), regions in seen.items():
+            for (readout, what), regions in _LOOKS[config.protocol](look, part).items():
                 if len(regions):
-                    ranked = ranks(in_space(regions, side, readout) @ texts.T, regions.classes)
+                    ranked = ranks(unit(torch.from_numpy(regions.features)) @ texts.T, regions.classes)
                     found = _Ranked(ranked, regions.images + start, regions.classes)
                     rows.setdefault((readout, what), []).append(found)
             bar.update(len(part))
@@ -194,59 +198,66 @@ def in_area(region: Region) -> bool:
     return MIN_AREA <= (x1 - x0) * (y1 - y0) <= MAX_AREA
 
 
-def labels_of(names: Sequence[str], *, stuff: bool, wanted: Callable[[Region], bool] = lambda region: True) -> Labels:
-    """The place of the category in `names` of things, or of stuff; `NO_CLASS` for the rest and what is not `wanted`."""
+def labels_of(names: Sequence[str], wanted: Callable[[Region], bool]) -> Labels:
+    """The place in `names` of the category of regions that are `wanted`; `NO_CLASS` for the rest."""
     ids: dict[str | None, int] = {name: number for number, name in enumerate(names)}
-
-    def labels(record: Record) -> list[int]:
-        return [
-            ids.get(region.category, NO_CLASS) if region.stuff == stuff and wanted(region) else NO_CLASS
-            for region in record.regions
-        ]
-
-    return labels
+    return lambda record: [
+        ids.get(region.category, NO_CLASS) if wanted(region) else NO_CLASS for region in record.regions
+    ]
 
 
-# Regions by the readout that read them and by what they are, for some of the images.
+@dataclass(frozen=True)
+class _Look:
+    """What a protocol looks at. names: the candidates. things: categories of things. crops: what reads crops, if
+    anything does."""
+
+    model: PreTrainedModel
+    names: list[str]
+    things: frozenset[str | None]
+    pixels: int
+    readouts: Sequence[str]
+    side: TextSide
+    crops: PreTrainedModel | None
+
+
+# Regions, in the space of the texts, by the readout that read them and by what they are, for some of the images.
 Seen = dict[tuple[str, str], ProbeRegions]
 
 
-def _clipself(
-    model: PreTrainedModel,
-    part: RecordSet,
-    names: list[str],
-    pixels: int,
-    readouts: Sequence[str],
-    crops: PreTrainedModel | None,
-) -> Seen:
-    cache = PixelCache.build(part, pixels, fill=BLACK, progress=False)
-    things = labels_of(names, stuff=False, wanted=in_area)
-    stuff = labels_of(names, stuff=True, wanted=in_area)
+def _clipself(look: _Look, part: RecordSet) -> Seen:
+    cache = cornered(part, look.pixels, BLACK)
+    things = labels_of(look.names, lambda region: region.category in look.things and in_area(region))
+    stuff = labels_of(look.names, lambda region: region.category not in look.things and in_area(region))
     found: Seen = {}
-    for name in readouts:
-        found[name, "things_boxes"] = labelled_regions(reader(model, name), cache, things, progress=None)
-        dense = dense_tower(model, name)
-        if dense is not None:
-            found[name, "things_masks"] = mask_regions(dense, cache, things, progress=None)
-            found[name, "stuff_masks"] = mask_regions(dense, cache, stuff, progress=None)
-    if crops is not None:
-        found[CROPS, "things_crops"] = enlarged_crops(crops, part, cache, things, ENLARGED, BLACK)
+    for name in look.readouts:
+        dense = dense_tower(look.model, name)
+        if dense is None:
+            found[name, "things_boxes"] = _read(look, name, cache, things)
+            continue
+        wanted = {"things_boxes": things, "things_masks": things, "stuff_masks": stuff}
+        seen = by_unit_tokens(dense, look.side.regions[name], cache, wanted)
+        found |= {(name, what): regions for what, regions in seen.items()}
+    if look.crops is not None:
+        crops = enlarged_crops(look.crops, part, cache, things, ENLARGED, BLACK)
+        found[CROPS, "things_crops"] = _in_space(crops, look.side, CROPS)
     return found
 
 
-def _fgclip(
-    model: PreTrainedModel,
-    part: RecordSet,
-    names: list[str],
-    pixels: int,
-    readouts: Sequence[str],
-    crops: PreTrainedModel | None,
-) -> Seen:
-    cache, labels = stretched(part, pixels), labels_of(names, stuff=False)
-    return {(name, "boxes"): labelled_regions(reader(model, name), cache, labels, progress=None) for name in readouts}
+def _fgclip(look: _Look, part: RecordSet) -> Seen:
+    cache, labels = stretched(part, look.pixels), labels_of(look.names, lambda region: not region.stuff)
+    return {(name, "boxes"): _read(look, name, cache, labels) for name in look.readouts}
 
 
-_LOOKS: dict[str, Callable[..., Seen]] = {CLIPSELF: _clipself, FGCLIP: _fgclip}
+def _read(look: _Look, readout: str, cache: PixelCache, labels: Labels) -> ProbeRegions:
+    regions = labelled_regions(reader(look.model, readout), cache, labels, progress=None)
+    return _in_space(regions, look.side, readout)
+
+
+def _in_space(regions: ProbeRegions, side: TextSide, readout: str) -> ProbeRegions:
+    return replace(regions, features=in_space(regions, side, readout).numpy()) if len(regions) else regions
+
+
+_LOOKS: dict[str, Callable[[_Look, RecordSet], Seen]] = {CLIPSELF: _clipself, FGCLIP: _fgclip}
 
 
 class _Ranked(NamedTuple):

@@ -8,10 +8,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ...train_stages.pixels import PixelCache
-from ...train_stages.region_labels import ObjectClasses, ObjectLabels
-from ...vision_towers import UserError
+from ...train_stages.region_labels import ObjectLabels
 from .classify import nearest_neighbours
-from .labels import object_labels
+from .labels import object_classes
 from .regions import ProbeRegions, labelled_regions, reader
 
 ASKED_EVERY = 5  # every fifth image is asked about, the others are known
@@ -27,11 +26,8 @@ def neighbours_during(labels: ObjectLabels) -> Callable[[PreTrainedModel, PixelC
     """
 
     def measure(tower: PreTrainedModel, cache: PixelCache) -> dict[str, float]:
-        try:
-            classes = ObjectClasses.of(cache.records, labels, stuff=True)
-        except UserError:  # no region of them has such a label: records of captions alone
-            return {}
-        found = labelled_regions(reader(tower, "own"), cache, object_labels(classes), MOST, progress=None)
+        _, of_record = object_classes(cache.records, labels)
+        found = labelled_regions(reader(tower, "own"), cache, of_record, MOST, progress=None)
         asked = found.images % ASKED_EVERY == ASKED_EVERY - 1
         share = nearest_neighbours(_part(found, ~asked), _part(found, asked))
         return {} if share.value is None else {"knn_top1": share.value}

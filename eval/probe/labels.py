@@ -5,12 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...train_stages.conversations import region_words
-from ...train_stages.records import Record
-from ...train_stages.region_labels import NO_CLASS, ObjectClasses
+from ...train_stages.records import Record, Region
+from ...train_stages.region_labels import NO_CLASS, ObjectClasses, ObjectLabels, class_name
+
+
+def object_classes(records: Sequence[Record], source: ObjectLabels) -> tuple[list[str], Callable[[Record], list[int]]]:
+    """The names of the objects' classes in `records`, sorted, and the place of each region's class among them;
+    `NO_CLASS` for the rest. There may be none.
+
+    A region with a transcript is a text and no object. Stuff counts, as ground is a region like others, but for crowds:
+    stuff of a category that is a thing elsewhere in `records`.
+
+    Raises:
+        UserError: another `source`.
+    """
+    regions = [region for record in records for region in record.regions]
+    things = {region.category for region in regions if not region.stuff}
+
+    def name_of(region: Region) -> str | None:
+        crowd = region.stuff and region.category in things
+        return None if region.ocr or crowd else class_name(region, source)
+
+    names = sorted({name for region in regions if (name := name_of(region)) is not None})
+    ids: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+    return names, lambda record: [ids.get(name_of(region), NO_CLASS) for region in record.regions]
 
 
 def object_labels(classes: ObjectClasses) -> Callable[[Record], list[int]]:
-    """The object class of every region that is no text; `NO_CLASS` for the rest."""
+    """The class in `classes` of every region that is no text; `NO_CLASS` for the rest."""
 
     def labels(record: Record) -> list[int]:
         found = classes.labels(record)

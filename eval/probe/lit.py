@@ -1,12 +1,13 @@
-"""Texts for a tower that has none: a small text tower learns to name its frozen regions (LiT, arXiv 2111.07991).
+"""Texts for a tower that has none: a small text tower learns to name its frozen regions, or images (LiT, arXiv
+2111.07991).
 
 For regions with embeddings r_i and words t_i, the projection W, the text tower T, and r the standardised embedding,
 
     L = symmetric InfoNCE(W r_i, T(t_i))        (`contrastive_loss`; only W, T and the temperature learn)
 
-LiT locks a tower and trains a text tower on captions of whole images. Regions, their words and the sizes are ours. What
-such a text tower reaches is told by the regions it learned from, too: its figures are named `lit_...` and stand beside
-none of a tower that was trained with texts.
+LiT locks a tower and trains a text tower on captions of whole images, as `lit_image_texts` does. Regions, their words
+and the sizes are ours. What such a text tower reaches is told by what it learned from, too: its figures are named
+`lit_...` and stand beside none of a tower that was trained with texts.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...train_stages.clip_objective import ClipConfig, text_config
 from ...train_stages.contrastive import contrastive_loss
+from ...train_stages.normalise import PixelNorm
+from ...train_stages.pixels import PixelCache
 from ...train_stages.pretrain_data import CaptionTokens
-from ...vision_towers import UserError
+from ...vision_towers import UserError, describe_tower
 from ...vision_towers.text_tower import text_states
-from .regions import ProbeRegions
-from .text_side import RegionTexts, text_embedder
+from .regions import BATCH, ProbeRegions
+from .text_side import RegionTexts, TextSide, text_embedder
 
 WARMUP = 0.1  # share of the steps
 
@@ -35,7 +38,8 @@ WARMUP = 0.1  # share of the steps
 @dataclass(frozen=True)
 class LitConfig:
     """steps: of AdamW, one-cycle schedule. batch_size: pairs in a step, fewer where there are fewer different words.
-    lr: the largest learning rate. seed: of weights and batches. text: sizes of the text tower and of the space."""
+    lr: the largest learning rate. seed: of weights and batches. text: sizes of the text tower and of the space.
+    images: whether `probe` trains one for whole images and their captions, too."""
 
     steps: int
     batch_size: int = 256
@@ -43,6 +47,7 @@ class LitConfig:
     weight_decay: float = 0.05
     seed: int = 0
     text: ClipConfig = field(default_factory=ClipConfig)
+    images: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -86,6 +91,53 @@ def lit_texts(
     Raises:
         UserError: fewer than two different words, or a tokenizer without end or padding token.
     """
+    model, tokens = _trained(regions, words, tokenizer, f"a text tower for {readout}", config, device)
+    return RegionTexts(text_embedder(model.texts, tokens, torch.device(device)), {readout: model.regions})
+
+
+def lit_image_texts(
+    tower: PreTrainedModel, cache: PixelCache, tokenizer: PreTrainedTokenizerBase, config: LitConfig
+) -> TextSide | None:
+    """LiT as it was: a text tower learns from whole images and their captions, a step from different captions. None
+    where `cache` has fewer than two.
+
+    An image's embedding is the tower's pooled output, or the mean of its patches where it has none.
+
+    Raises:
+        UserError: a tokenizer without end or padding token.
+    """
+    pairs = [(row, caption) for row, record in enumerate(cache.records) for caption in record.captions]
+    captions = list(dict.fromkeys(caption for _, caption in pairs))
+    if len(captions) < 2:
+        return None
+    spec, ids = describe_tower(tower.config), {caption: number for number, caption in enumerate(captions)}
+    norm = PixelNorm(spec.image_mean, spec.image_std).to(tower.device)
+
+    def pooled(pixels: Tensor) -> Tensor:
+        seen = tower(pixels)
+        found = getattr(seen, "pooler_output", None)
+        return seen.last_hidden_state[:, spec.num_prefix_tokens :].mean(dim=1) if found is None else found
+
+    with torch.inference_mode():
+        rows = tqdm(range(0, len(cache), BATCH), "whole images", unit="batch")
+        parts = [torch.from_numpy(np.array(cache.pixels[row : row + BATCH])).to(tower.device) for row in rows]
+        seen = torch.cat([pooled(norm(part)).float().cpu() for part in parts]).numpy()
+    images = np.array([row for row, _ in pairs])
+    learned = ProbeRegions(seen[images], np.array([ids[caption] for _, caption in pairs]), images)
+    model, tokens = _trained(learned, captions, tokenizer, "a text tower for images", config, tower.device)
+    texts = text_embedder(model.texts, tokens, tower.device)
+    return TextSide(texts, {}, images=lambda pixels: model.regions(pooled(pixels).float()))
+
+
+def _trained(
+    regions: ProbeRegions,
+    words: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    config: LitConfig,
+    device: torch.device | str,
+) -> tuple[_Lit, CaptionTokens]:
+    """The text tower and its projections, trained; and how it reads texts. name: of the progress bar."""
     occurring, counts = np.unique(regions.classes, return_counts=True)
     if len(occurring) < 2:
         raise UserError("a text tower learns from regions with at least two different words, and there are fewer.")
@@ -100,7 +152,7 @@ def lit_texts(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps + 1, pct_start=WARMUP)
     rng = np.random.default_rng(config.seed)
-    with tqdm(total=config.steps, desc=f"a text tower for {readout}", unit="step") as bar:
+    with tqdm(total=config.steps, desc=name, unit="step") as bar:
         for _ in range(config.steps):
             picked = rng.permutation(len(occurring))[: config.batch_size]
             rows = by_word[first[picked] + rng.integers(counts[picked])]
@@ -113,5 +165,4 @@ def lit_texts(
             schedule.step()
             bar.set_postfix(loss=f"{found.loss.item():.3f}", refresh=False)
             bar.update()
-    model.eval().requires_grad_(False)
-    return RegionTexts(text_embedder(model.texts, tokens, torch.device(device)), {readout: model.regions})
+    return model.eval().requires_grad_(False), tokens

@@ -61,7 +61,9 @@ def read_by_tokens(
     member = torch.zeros(len(words), len(centres))
     for row, word in enumerate(words):
         member[row, classes.token_set(word)] = 1
-    member /= member.sum(dim=1, keepdim=True).clamp(min=1)
+    tokens = member.sum(dim=1)
+    member /= tokens[:, None].clamp(min=1)
     similarity = F.normalize(torch.from_numpy(texts.features), dim=-1) @ F.normalize(centres.float(), dim=-1).T
-    best = (similarity @ member.T).argmax(dim=1).numpy()
+    scores = (similarity @ member.T).masked_fill(tokens == 0, -torch.inf)  # a word without tokens is no answer
+    best = scores.argmax(dim=1).numpy()
     return share(np.asarray(best) == texts.classes, texts.images, texts.classes)

@@ -34,7 +34,7 @@ def zero_shot_classes(
 ) -> Share:
     """Share of regions whose nearest class, by cosine, is theirs. names: of the classes, by number. templates: the text
     of a class is the mean over them; its bare name without."""
-    if not len(regions):
+    if not len(regions) or not names:
         return Share(None, 0, None)
     similarity = in_space(regions, side, readout) @ name_texts(side.texts, names, templates).T
     return share(similarity.argmax(dim=1).numpy() == regions.classes, regions.images, regions.classes)

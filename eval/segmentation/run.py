@@ -68,6 +68,7 @@ def measure_segmentation(
     format: str = "records",
     image_root: str | Path | None = None,
     device: str = "auto",
+    cache_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a head on the masks of region records, and measure it on others, in pixels of their original images.
 
@@ -76,7 +77,7 @@ def measure_segmentation(
             MLCD or SigLIP tower, and `tokenizer` the one of its texts.
         data, test: as in `probe`: without `test`, the records of `data` that are not of its training split.
         out: folder for `segmentation.json`, `segmentation.png` (image, truth, answer) and `segmenter.safetensors`
-            (`save_segmenter`); nothing is written without it.
+            (`save_segmenter`); nothing is written without it. cache_dir: as in `probe`.
     Returns:
         `{"tower", "task", "tuning", "steps", "classes", "learned_parameters", ..., "figures": {figure: {"value",
         "classes", "ci95"}}, "by_class": {name: {...}}}`. Candidates are all classes of `data` and `test`. Figures:
@@ -100,7 +101,7 @@ def measure_segmentation(
     classes = SegmentClasses.of([r for part in parts for r in part.records], config.labels, config.background)
     hidden = set(classes.numbers(config.held_out))
     learned = [number for number in sorted(_occurring(parts[0].records, classes)) if number not in hidden]
-    known, asked = (PixelCache.build(part, side, fill=mean_colour(spec.image_mean)) for part in parts)
+    known, asked = (PixelCache.build(part, side, cache_dir, fill=mean_colour(spec.image_mean)) for part in parts)
 
     if config.lit is None:
         space = own_text_space(model, texts_of_it)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -59,12 +60,16 @@ class SegmenterConfig:
 
 
 class Segmenter(nn.Module):
-    """`space`'s tower, tuned in place as `config` says, and a new head."""
+    """`space`'s tower, tuned in place as `config` says, and a new head. frozen: `fingerprint` of the tower before.
+
+    Raises:
+        UserError: a tower that has adapters already, or none that they fit.
+    """
 
     def __init__(self, space: TextSpace, config: SegmenterConfig):
         super().__init__()
         self.config, self._space = config, space
-        self.tower = space.tower
+        self.tower, self.frozen = space.tower, fingerprint(space.tower)
         tune(space.tower, config.tuning, config.lora_rank, config.bottleneck)
         spec, joint = space.tower.spec, space.joint_dim
         sizes = spec.hidden_size, joint, config.width
@@ -124,7 +129,15 @@ def at_pixels(grid: Tensor, frame: ImageFrame, rows: slice) -> Tensor:
 def save_segmenter(segmenter: Segmenter, path: str | Path) -> None:
     """What has been learned, in one safetensors file; the tower and its texts are not in it."""
     state = {name: value.detach().cpu().contiguous() for name, value in segmenter.learned().items()}
-    save_file(state, path, {"segmenter": json.dumps(asdict(segmenter.config))})
+    save_file(state, path, {"segmenter": json.dumps(asdict(segmenter.config)), "tower": segmenter.frozen})
+
+
+def fingerprint(tower: nn.Module) -> str:
+    """sha256 (hex) over the names and values of the tower's weights, in float32."""
+    digest = hashlib.sha256()
+    for name, value in tower.state_dict().items():
+        digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_segmenter(space: TextSpace, path: str | Path) -> Segmenter:
@@ -137,16 +150,16 @@ def load_segmenter(space: TextSpace, path: str | Path) -> Segmenter:
         raise UserError(f"there is no file {path}; it should be one of save_segmenter.")
     try:
         with safe_open(path, "pt") as file:
-            about = (file.metadata() or {}).get("segmenter")
+            about = file.metadata() or {}
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file: {error}.") from error
-    if about is None:
+    if "segmenter" not in about:
         raise UserError(f"{path} holds no segmenter.")
-    segmenter = Segmenter(space, SegmenterConfig(**json.loads(about)))
-    wanted = segmenter.learned()
-    if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in saved.items()}:
+    if fingerprint(space.tower) != about.get("tower"):
         raise UserError(f"the segmenter in {path} is that of another tower.")
+    segmenter = Segmenter(space, SegmenterConfig(**json.loads(about["segmenter"])))
+    wanted = segmenter.learned()
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(saved[name])

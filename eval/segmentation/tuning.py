@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...vision_towers import UmgClipVisionModel, UserError, add_convpass
+from ...vision_towers.convpass import Convpass
 
 Tuning = Literal["none", "convpass", "lora"]
 TUNINGS: tuple[str, ...] = get_args(Tuning)
@@ -25,8 +27,10 @@ def tune(tower: UmgClipVisionModel, tuning: Tuning, lora_rank: int = 16, bottlen
         tuning: "none", "convpass" (`add_convpass`, with `bottleneck`) or "lora": of peft, rank `lora_rank` and alpha
             twice that, beside every linear map of the blocks that dense features go through.
     Raises:
-        UserError: a tower without blocks that the adapters fit.
+        UserError: a tower without blocks that the adapters fit, or with adapters in them.
     """
+    if any(isinstance(module, BaseTunerLayer | Convpass) for module in tower.modules()):
+        raise UserError("this tower has been tuned already; open it anew.")
     tower.requires_grad_(False)
     if tuning == "convpass":
         add_convpass(tower.to_native(), bottleneck)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, MLCDVisionConfig, MLCDVisionModel
+from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel, MLCDVisionConfig, MLCDVisionModel
 
 from regiontower.train_stages.cloc_objective import ClocLossConfig, ClocObjective
 from regiontower.train_stages.contrastive import contrastive_loss
@@ -13,12 +13,15 @@ BOXES = torch.tensor([[[0.0, 0, 56, 56], [14, 14, 42, 42]], [[3, 40, 20, 56], [0
 REGIONS = torch.cat([BOXES[0], BOXES[1, :1]])
 
 
-def objective(region_pool: str = "prompter", **fields) -> ClocObjective:
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOWERS = {"rotary": (MLCDVisionModel, MLCDVisionConfig), "learned": (CLIPVisionModel, CLIPVisionConfig)}
+
+
+def objective(region_pool: str = "prompter", positions: str = "rotary", **fields) -> ClocObjective:
     torch.manual_seed(0)
-    vit = MLCDVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
-    )
-    tower = ClocVisionModel.from_native(MLCDVisionModel(vit), projection_dim=16, region_pool=region_pool)
+    kind, config = TOWERS[positions]
+    vit = kind(config(**SIZES, image_size=56, patch_size=14))
+    tower = ClocVisionModel.from_native(vit, projection_dim=16, region_pool=region_pool)
     text = CLIPTextConfig(
         vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=8,
@@ -58,10 +61,11 @@ def test_the_total_is_the_paper_s(grounding, same_above):
     torch.testing.assert_close(found.loss, images + 0.5 * share * (regions + grounding * boxes))
 
 
+@pytest.mark.parametrize("positions", TOWERS)
 @pytest.mark.parametrize("region_pool", ["prompter", "roi_align"])
-def test_every_parameter_gets_a_gradient_also_without_regions(region_pool):
+def test_every_parameter_gets_a_gradient_also_without_regions(region_pool, positions):
     for with_regions in (True, False):
-        made = objective(region_pool)
+        made = objective(region_pool, positions)
         made(**batch(with_regions)).loss.backward()
         without = {name for name, parameter in made.named_parameters() if parameter.grad is None}
         assert not without, with_regions

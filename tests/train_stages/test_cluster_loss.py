@@ -153,6 +153,32 @@ def test_float32_is_accurate_at_every_magnitude(size):
     torch.testing.assert_close(log_one_plus(exp_sum(logits, keep)).double(), exact, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize(("positive", "negative"), [(-0.1, -0.3), (0.0, -0.2), (0.9, -0.9), (-1.0, -1.0), (-0.9, 0.9)])
+def test_the_softmax_form_is_accurate_in_float32_at_every_cosine(positive, negative):
+    """Far from any class, as at the start of training; s = 64 and one negative: log(1 + exp(s_j - s_i))."""
+    v = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    centres = torch.tensor([[cos, math.sqrt(1 - cos**2)] for cos in (positive, negative)], requires_grad=True)
+    ids, config = torch.tensor([[0]]), ClusterLossConfig(sample_rate=1.0)
+    out = cluster_discrimination_loss(v, centres, ids, ids == 0, config, form="mean_softmax")
+    exact = torch.nn.functional.softplus(torch.tensor(64.0 * (negative - positive + 0.3), dtype=torch.float64))
+    torch.testing.assert_close(out.loss.double(), exact, rtol=1e-5, atol=1e-12)
+    out.loss.backward()
+    assert v.grad.isfinite().all() and centres.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["decoupled", "mean_softmax"])
+def test_a_region_whose_negatives_are_all_its_own_classes(form):
+    """Nothing is drawn against it: in the softmax form it has no loss, and nothing is infinite."""
+    v, centres = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    ids, sample = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 1])
+    valid = torch.tensor([[True, True], [True, False]])
+    config = ClusterLossConfig(sample_rate=0.7)
+    out = cluster_discrimination_loss(v, centres, ids, valid, config, form=form, sample=sample)
+    assert (out.per_region[0] == 0) == (form == "mean_softmax") and out.per_region.isfinite().all()
+    out.loss.backward()
+    assert v.grad.isfinite().all() and centres.grad.isfinite().all()
+
+
 def test_sample_size_is_exact_and_uniform():
     generator = torch.Generator().manual_seed(0)
     for classes, rho, size in [(100, 0.29, 29), (1000, 0.1, 100), (30, 0.1, 3), (5, 0.1, 1), (10, 0.99, 9)]:

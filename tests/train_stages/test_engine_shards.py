@@ -1,15 +1,26 @@
 """Tables cut over processes: their own clipping, and checkpoints that any number of processes takes up."""
 
+import json
+
 import pytest
 import torch
+import torch.distributed as dist
 from small_runs import small_run
 from torch import nn
 from transformers import TrainerCallback
 
 from regiontower.train_stages.class_shard import ClassShard
-from regiontower.train_stages.engine import Part
+from regiontower.train_stages.engine import Part, join_processes
+from regiontower.train_stages.engine.audit import PATIENCE
+from regiontower.train_stages.engine.parts import parameter_groups
 from regiontower.train_stages.engine.row_adamw import RowAdamW
-from regiontower.train_stages.engine.shards import clip_shards, load_shards, save_shards, whole_table
+from regiontower.train_stages.engine.shards import (
+    _place_of_numbers,
+    clip_shards,
+    load_shards,
+    save_shards,
+    whole_table,
+)
 
 CLASSES, WIDTH, STEPS, MAX_NORM = 7, 3, 4, 0.5
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "row_adamw": RowAdamW}
@@ -18,11 +29,11 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "row_adamw": RowAdamW}
 class Table(nn.Module):
     """This process's rows of a table, and a parameter that all have."""
 
-    def __init__(self):
+    def __init__(self, classes=CLASSES):
         super().__init__()
-        shard = ClassShard.mine(CLASSES)
+        shard = ClassShard.mine(classes)
         self.class_shards = {"centres": shard}
-        whole = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+        whole = torch.randn(classes, WIDTH, generator=torch.Generator().manual_seed(0))
         self.centres = nn.Parameter(whole[shard.first : shard.first + shard.size].clone())
         self.shared = nn.Parameter(torch.ones(WIDTH))
 
@@ -77,7 +88,7 @@ class Classifier(Table):
     """That table as the last layer of a model that the engine trains."""
 
     def forward(self, x):
-        return {"loss": ((x[:, :WIDTH] * self.shared) @ self.centres.T).square().mean()}
+        return {"loss": ((x[:, :WIDTH] * self.shared) @ self.centres.T).square().sum() / len(x)}
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 0.0])
@@ -105,3 +116,29 @@ def test_a_small_gradient_is_left_alone():
     model.centres.grad = torch.full((CLASSES, WIDTH), 1e-3)
     clip_shards(model, MAX_NORM)
     assert (model.centres.grad == 1e-3).all()
+
+
+def run_with_one_class(rank, run_dir):
+    """More steps than a part may go without gradients; this process's rows, and its parameter groups."""
+    dist.destroy_process_group()  # under torchrun there is none yet
+    join_processes("cpu")
+    model = Classifier(classes=1)
+    parts = [Part("table", ("centres",), 1e-2), Part("rest", ("shared",), 1e-2)]
+    small_run(run_dir, options={"model": model, "parts": parts, "save": lambda folder: None}, steps=PATIENCE + 2)
+    return len(model.centres), [(each["part"], each["weight_decay"]) for each in parameter_groups(model, parts, 0.1)]
+
+
+def test_a_process_without_classes_trains_with_the_others(in_processes, tmp_path):
+    (one, groups), (none, theirs) = in_processes(2, run_with_one_class, tmp_path / "run")
+    assert (one, none) == (1, 0)
+    assert groups == theirs == [("table", 0.1), ("rest", 0.0)]  # by the shape of its rows it would be a vector
+    stage = json.loads((tmp_path / "run" / "stage.json").read_text())
+    assert stage["status"] == "finished" and stage["audit"]["moved"] == {"table": 1, "rest": 1}
+
+
+def test_the_count_of_steps_lies_where_a_fused_optimizer_wants_it():
+    elsewhere = nn.Parameter(torch.ones(2, 3, device="meta"))  # stands for a GPU
+    for settings, place in (({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")):
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1)), elsewhere], lr=0.1)
+        optimizer.param_groups[0] |= settings
+        assert _place_of_numbers(optimizer, elsewhere) == torch.device(place)

@@ -9,6 +9,8 @@ from regiontower.vision_towers.errors import UserError
 SENTENCES = (
     "[/EN#1/people Two men] stand by [/EN#2/other/vehicles an old red car] in [/EN#3/scene the street] .\n"
     "[/EN#1/people Men] look at [/EN#0/notvisual it] .\n"
+    "It is noon .\n"
+    "It is noon .\n"
 )
 XML = """<annotation><filename>7.jpg</filename><size><width>500</width><height>375</height><depth>3</depth></size>
 <object><name>1</name><bndbox><xmin>10</xmin><ymin>20</ymin><xmax>60</xmax><ymax>200</ymax></bndbox></object>
@@ -46,7 +48,7 @@ def test_as_region_records(folder):
     men, car = record.regions
     assert men.texts == ["Two men", "Men"] and men.box_xyxy == (10, 15, 120, 210) and men.stuff
     assert car.texts == ["an old red car"] and not car.stuff
-    assert len(record.captions) == 2
+    assert record.captions[1:] == ["Men look at it .", "It is noon .", "It is noon ."]  # all that retrieval asks
 
 
 def test_what_is_missing_is_named_with_its_page(folder):

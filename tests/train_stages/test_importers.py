@@ -198,6 +198,7 @@ def coco_files(tmp_path) -> tuple[Path, Path]:
         "annotations": [
             {"id": 5, "image_id": 1, "caption": "A dog before a crowd. "},
             {"id": 6, "image_id": 1, "caption": "a dog"},
+            {"id": 9, "image_id": 1, "caption": "a dog\n"},
             {"id": 7, "image_id": 2, "caption": "nothing much"},
             {"id": 8, "image_id": 99, "caption": "an image of another file"},
         ],
@@ -229,7 +230,7 @@ def test_coco_instances_and_captions_together(coco_files):
     assert crowd.mask is not None
     assert crowd.mask.to_array()[:, 20:].all()
     assert crowd.mask.to_array().sum() == 600
-    assert first.captions == ["A dog before a crowd.", "a dog"]
+    assert first.captions == ["A dog before a crowd.", "a dog", "a dog"]  # as many as people wrote
     assert (second.captions, second.regions) == (["nothing much"], [])
     assert data_hash(found) != data_hash(read_records(instances, format="coco"))
 
@@ -239,7 +240,7 @@ def test_coco_instances_alone_and_captions_alone(coco_files):
     assert [record.captions for record in read_records(instances, format="coco").records] == [[], []]
     change(captions, lambda document: document["annotations"].pop())
     found = read_records(captions, format="coco")
-    assert [(len(record.captions), record.regions) for record in found.records] == [(2, []), (1, [])]
+    assert [(len(record.captions), record.regions) for record in found.records] == [(3, []), (1, [])]
 
 
 def test_lvis_names_its_images_by_their_address(coco_files, tmp_path):

@@ -1,5 +1,7 @@
 """Every objective of stage 0 sharded with FSDP2 gives the loss and the gradients of one process."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
@@ -8,6 +10,7 @@ from regiontower.train_stages.class_shard import ClassShard
 from regiontower.train_stages.clip_objective import ClipConfig, ClipObjective
 from regiontower.train_stages.cloc_objective import ClocLossConfig, ClocObjective
 from regiontower.train_stages.cluster_loss import ClusterLossConfig
+from regiontower.train_stages.engine.cutting import before_cutting
 from regiontower.train_stages.rice_objective import RiceConfig, RiceObjective
 from regiontower.train_stages.umg_clip_objective import UmgClipLossConfig, UmgClipObjective
 from regiontower.vision_towers import (
@@ -149,3 +152,38 @@ def test_two_sharded_processes_equal_one(in_processes, name, with_regions):
             found = grads[key]
         worst = float((found - parameter.grad).abs().max())
         assert worst <= 1e-3 * float(parameter.grad.abs().max()) + 1e-6, (key, worst)
+
+
+def by_accelerate(rank, name):
+    """Loss and blocks of an objective as accelerate cuts it for a recipe in bf16."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    plugin.set_mixed_precision("bf16")
+    objective = made(name)
+    before_cutting(objective, plugin)
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        torch_device_mesh=init_device_mesh("cpu", (2,), mesh_dim_names=("shard",)),
+        parallelism_config=SimpleNamespace(fsdp_dim_names=("shard",)),
+        mixed_precision="bf16",
+        is_main_process=not rank,
+        device=torch.device("cpu"),
+    )
+    fsdp2_prepare_model(accelerator, objective)
+    with torch.autocast("cpu", torch.bfloat16):  # as accelerate runs the forward
+        loss = objective(**batch(name, slice(2 * rank, 2 * rank + 2))).loss
+    loss.backward()
+    return loss.detach(), [key for key, module in objective.named_modules() if isinstance(module, FSDPModule)]
+
+
+@pytest.mark.parametrize("name", ["clip", "cloc", "umg_clip"])
+def test_accelerate_cuts_the_blocks_and_boxes_stay_float32_in_bf16(in_processes, name):
+    with torch.no_grad():
+        loss = made(name)(**batch(name)).loss
+    (first, blocks), (second, _) = in_processes(2, by_accelerate, name)
+    torch.testing.assert_close((first + second) / 2, loss, rtol=0.02, atol=0)  # float32, too
+    assert sum(".layers." in key for key in blocks) >= 2 and "" in blocks

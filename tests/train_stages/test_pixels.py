@@ -116,3 +116,24 @@ def test_a_disk_without_room_is_said_before_anything_is_decoded(make_set, tmp_pa
     with pytest.raises(UserError, match=r"4 decoded pictures of 28 px take 0\.00 GB .*No space left") as error:
         PixelCache.build(make_set(4), SIDE, tmp_path / "cache", progress=False)
     assert "\n" not in str(error.value) and not list((tmp_path / "cache").iterdir())
+
+
+def decodings(rank, record_set, folder):
+    """How many images this process decodes into the folder, from there once more, and in memory; and the pixels."""
+    decoded = []
+    real = module._decode
+    module._decode = lambda job: decoded.append(job) or real(job)
+    found, counts = [], []
+    for where in (folder, folder, None):
+        before = len(decoded)
+        found.append(PixelCache.build(record_set, SIDE, where, progress=False).pixels)
+        counts.append(len(decoded) - before)
+    return counts, [pixels.tolist() for pixels in found]
+
+
+def test_of_several_processes_the_first_decodes_and_the_others_wait(make_set, in_processes, tmp_path):
+    record_set = make_set(4)
+    (first, pixels), (second, others) = in_processes(2, decodings, record_set, tmp_path / "cache")
+    assert (first, second) == ([4, 0, 4], [0, 0, 4])
+    assert pixels == others and pixels[0] == pixels[1] == pixels[2]
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]

@@ -69,6 +69,12 @@ def weights(run_dir):
     }
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_held_out_shards_are_refused_when_the_recipe_is_read(data, stream):
+    with pytest.raises(UserError, match=r"^rice-nano\.yaml: eval: .*shards can only be streamed; give files"):
+        recipe(data, "rice-nano", f"data.stream={stream}", "eval.records=held-out.tar", "eval.format=webdataset")
+
+
 @pytest.fixture(scope="module")
 def rice_run(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("rice")

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import CLIPVisionConfig, CLIPVisionModel, TrainerCallback
 
 from regiontower.train_stages.engine import StageInterrupted
 from regiontower.train_stages.pretrain import pretrain
@@ -151,6 +151,17 @@ def test_texts_are_contrasted_with_those_of_all_processes(in_processes, tmp_path
     in_processes(2, train, 2, tmp_path / "two", records, overrides, False, f"{objective}-nano")
     assert_equal(tmp_path / "two", *result(tmp_path / "one"), 1e-5)
     assert held_out(tmp_path / "two") == pytest.approx(held_out(tmp_path / "one"), abs=1e-4)
+
+
+def test_a_foreign_tower_may_have_parameters_that_no_region_needs(in_processes, tmp_path, records):
+    """CLIP's last norm is behind what RoIAlign reads: without a word to DDP the second step would fail."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=56, patch_size=14)).save_pretrained(tmp_path / "clip")
+    overrides = [f"model.tower={tmp_path}/clip", "train.optimizer=sgd", "train.steps=3"]
+    in_processes(2, train, 2, tmp_path / "run", records, overrides)
+    assert len(result(tmp_path / "run")[0]) == 3
+    stage = json.loads((tmp_path / "run" / "stage.json").read_text())
+    assert [name for name in stage["audit"]["no_gradient"] if "post_layernorm" in name]
 
 
 def refused(rank, run_dir, records):

@@ -164,10 +164,39 @@ def test_an_image_that_cannot_be_read_is_passed_over_and_many_end_the_run(scenes
     examples = items.examples(0, 1)
     made = [items.item(next(examples)) for _ in range(COUNT)]
     assert sum(item is None for item in made) == 1
-    with pytest.raises(UserError, match="more than max"):
-        bad = next(example for example in examples if example[0].record.image == "absent.png")
-        for _ in range(6):
-            items.item(bad)
+    bad = next(example for example in examples if example[0].record.image == "absent.png")
+    seen = COUNT
+    with pytest.raises(UserError, match=r"of 600 records are bad, more than max"):  # in so few the share says little
+        while seen < 1000:
+            seen += 1
+            assert items.item(bad) is None
+    assert seen == 600
+
+
+def lines_of(path, good, bad, bad_first):
+    """A file of `good` sound lines, with `bad` broken ones before or behind them."""
+    lines = [['{"image": "a.png", "width": 8, "height": 8}'] * good, ["{"] * bad]
+    path.write_text("\n".join(line for part in (lines[::-1] if bad_first else lines) for line in part) + "\n")
+    return RecordStream(RecordSource(str(path)), 0, 1)
+
+
+@pytest.mark.parametrize("bad_first", [True, False])
+@pytest.mark.parametrize(("good", "bad"), [(1000, 6), (1000, 10), (1000, 11), (20, 5), (20, 6)])
+def test_a_stream_takes_the_files_that_are_taken_at_once(tmp_path, good, bad, bad_first):
+    """Wherever in the file its bad records stand."""
+    stream = lines_of(tmp_path / "records.jsonl", good, bad, bad_first)
+    if bad <= max(5, (good + bad) / 100):
+        assert len(read_records(tmp_path / "records.jsonl")) == len(list(stream.records())) == good
+        return
+    for read in (lambda: read_records(tmp_path / "records.jsonl"), lambda: list(stream.records())):
+        with pytest.raises(UserError, match=rf"{bad} of {good + bad} records are bad"):
+            read()
+
+
+def test_a_file_of_bad_records_is_not_read_to_its_end(tmp_path):
+    stream = lines_of(tmp_path / "records.jsonl", 20_000, 5_000, True)
+    with pytest.raises(UserError, match="600 of 600 records are bad"):
+        list(stream.records())
 
 
 def recipe(scenes, *overrides):

@@ -1,5 +1,7 @@
 """CLOC's tower: the native image stream, regions and texts by the Prompter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
@@ -48,6 +50,13 @@ def test_the_image_stream_is_the_native_one_and_padding_is_zero(model):
 def test_another_box_is_another_embedding_and_the_frame_counts(model):
     output = model(images(), boxes=BOXES)
     assert (output.region_embeds[0, 0] - output.region_embeds[0, 1]).abs().max() > 1e-4
+    # The same tokens, as if of an input with sides twice as long: nothing but the frame differs.
+    small = TowerFeatures.from_output(model(images(), output_hidden_states=True), (56, 56), model.config.patch_size)
+    large = replace(small, input_hw=(112, 112))
+    moved = model(features=large, boxes=BOXES).region_embeds
+    assert (moved - output.region_embeds)[0].abs().amax(dim=-1).min() > 1e-4
+    if not model.prompter.add_token_pos:  # else the tokens have moved, too
+        torch.testing.assert_close(model(features=large, boxes=2 * BOXES).region_embeds, output.region_embeds)
 
 
 @torch.no_grad()

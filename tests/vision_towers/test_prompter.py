@@ -113,3 +113,22 @@ def test_the_code_tells_close_points_apart_and_x_from_y():
     assert code.shape == (3, 64)
     assert (code[0] - code[1]).norm() > 0.5 and (code[0] - code[2]).norm() > 1
     torch.testing.assert_close(code[0, :32], code[2, 32:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sharp", [1.0, 4.0])
+def test_in_half_precision_weights_of_a_row_still_sum_to_one(sharp):
+    """Beside the concatenated layer in bf16, whose attention torch computes in float32 inside."""
+    torch.manual_seed(0)
+    made = Prompter(64, TEXT)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1 * sharp if parameter.ndim == 2 else 0.3)
+    tokens, prompts = torch.randn(1, 256, 64), torch.randn(1, 2, 2, 64)
+    centres = grid_centres(16, 16)
+    exact = made.double()(tokens.double(), centres.double(), prompts.double()).float()
+    made.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = made(tokens, centres, prompts).float()
+        beside = torch.stack([twin(made, tokens[0], centres, prompt) for prompt in prompts[0]])[None].float()
+    error, usual = (found - exact).norm() / exact.norm(), (beside - exact).norm() / exact.norm()
+    assert error < 1.5 * usual < 0.1

@@ -29,7 +29,9 @@ def join_processes(device: str) -> None:
         PartialState(cpu=use_cpu, backend="gloo" if use_cpu else None)
 
 
-def training_arguments(train: TrainConfig, folder: Path, samples: int | None, device: str) -> TrainingArguments:
+def training_arguments(
+    train: TrainConfig, folder: Path, samples: int | None, device: str, find_unused: bool = False
+) -> TrainingArguments:
     """Arguments for `StageTrainer`; also sets up torch.distributed under torchrun.
 
     Args:
@@ -37,6 +39,7 @@ def training_arguments(train: TrainConfig, folder: Path, samples: int | None, de
         samples: length of the dataset, None for one without. A last batch that is not full is dropped, except where it
             would be the only one.
         device: auto, cpu, cuda or mps.
+        find_unused: some parameters that train have no part in the loss, and DDP must not wait for their gradients.
 
     Raises:
         UserError: the device is not there.
@@ -64,7 +67,7 @@ def training_arguments(train: TrainConfig, folder: Path, samples: int | None, de
         dataloader_drop_last=samples is None or samples >= train.batch_size * processes,
         use_cpu=use_cpu,
         ddp_backend="gloo" if use_cpu and processes > 1 else None,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=find_unused,
     )
     if args.device.type == "cuda" and processes == 1:
         args._n_gpu = 1  # several visible GPUs would make Trainer use nn.DataParallel; torchrun is the way to use them

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from ...vision_towers.errors import UserError
 from .parts import Part, part_of_each
+from .shards import class_shards
 
 PATIENCE = 10  # steps a part may get only zero gradients (a batch without regions) before the run is stopped
 _INTEGER_VIEW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -45,7 +46,9 @@ class MoveAudit:
         }
         tensors = dict(model.named_parameters()) | self._buffers
         self._before = {name: checksum(tensor) for name, tensor in tensors.items()}
-        self._sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        self._sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters()) or any(
+            shard.group is not None for shard in class_shards(model).values()
+        )
         self._result: AuditResult | None = None
         self._steps = 0
 
@@ -99,7 +102,7 @@ class MoveAudit:
         return result
 
     def _anywhere(self, flags: list[bool]) -> list[bool]:
-        """Which flags are set in any process, where each of them sees another piece of every tensor."""
+        """Which flags are set in any process, where each of them sees another piece of a tensor, or none of it."""
         if not self._sharded:
             return flags
         device = next(self._model.parameters()).device

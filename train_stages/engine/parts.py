@@ -12,6 +12,7 @@ from torch import nn
 
 from ...vision_towers.errors import UserError
 from .layer_decay import layer_factors
+from .shards import class_shards
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,12 @@ def frozen_modules(model: nn.Module, parts: Sequence[Part]) -> list[nn.Module]:
     return [modules[prefix] for part in parts if not part.lr for prefix in part.prefixes if prefix in modules]
 
 
+def frozen_names(model: nn.Module, parts: Sequence[Part]) -> frozenset[str]:
+    """Entries of the state dict that do not train, and what quantization keeps beside them."""
+    trained = [part for part in parts if part.lr]
+    return frozenset(name for name in model.state_dict() if not any(part.covers(name) for part in trained))
+
+
 def adapter_dropouts(model: nn.Module, parts: Sequence[Part]) -> list[nn.Module]:
     """The dropouts of trained adapters: they act although the layers that hold them may be frozen."""
     trained = [part for part in parts if part.lr and part.adapters]
@@ -136,7 +143,8 @@ def parameter_groups(
     """Optimizer groups `{"params", "lr", "weight_decay", "part", "method"}`, a few for each trained part.
 
     Weight decay spares what is no matrix of a linear map: tensors with at most one dimension longer than 1 (norms,
-    biases, class tokens), tables of `nn.Embedding`, and `(1, N, D)` tables of positions or query tokens.
+    biases, class tokens), tables of `nn.Embedding`, and `(1, N, D)` tables of positions or query tokens. Class centres
+    of which each process holds a slice decay, however few rows are here: groups are the same in every process.
 
     method: "row_adamw" for what `model.row_sparse` (names) lists; with `muon_lr`, "muon" for the weights of `nn.Linear`
     other than the output head, at `muon_lr` times the part's learning rate; "adamw" for the rest. Tables, heads,
@@ -148,7 +156,7 @@ def parameter_groups(
     if muon_lr is not None:
         hidden = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - tables
         hidden -= {id(module.weight) for name, module in model.named_modules() if name.split(".")[-1] == "lm_head"}
-    sparse = getattr(model, "row_sparse", frozenset())
+    sparse, shards = getattr(model, "row_sparse", frozenset()), class_shards(model)
     factors = _layer_factors(found)
     groups: dict[tuple[str, bool, Method, float], dict] = {}
     for name, parameter in model.named_parameters():
@@ -157,7 +165,7 @@ def parameter_groups(
             continue
         lr = part.lr * factors[name]
         method: Method = "row_adamw" if name in sparse else "muon" if id(parameter) in hidden else "adamw"
-        decays = id(parameter) not in tables and not _is_table_or_vector(parameter)
+        decays = id(parameter) not in tables and (name in shards or not _is_table_or_vector(parameter))
         group = groups.setdefault(
             (part.name, decays, method, factors[name]),
             {

@@ -78,6 +78,7 @@ def run_stage(
     callbacks: Sequence[TrainerCallback] = (),
     count_work: CountWork | None = None,
     trained_only: bool = False,
+    find_unused: bool = False,
     device: str = "auto",
     overwrite: bool = False,
 ) -> StageResult:
@@ -103,6 +104,8 @@ def run_stage(
         count_work: what a batch takes, for tokens/s and MFU in the log; without it there are samples/s alone.
         trained_only: checkpoints hold what trains, and no frozen tensor: for adapters, whose `model` takes the rest
             from its parents.
+        find_unused: some parameters that train may have no part in the loss, as a foreign tower's own head: DDP then
+            looks for them at every step.
         device: auto, cpu, cuda or mps. Under torchrun every process runs this function; on CPU they talk over gloo.
         overwrite: remove the run that stands in `run_dir` first, unless it is this very run and not finished.
 
@@ -117,7 +120,7 @@ def run_stage(
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     samples = len(dataset) if isinstance(dataset, Sized) else None
-    args = training_arguments(train, run_dir / CHECKPOINTS, samples, device)
+    args = training_arguments(train, run_dir / CHECKPOINTS, samples, device, find_unused)
     args.ignore_data_skip = isinstance(dataset, StreamedDataset)  # it begins in the right place by itself
     console = Console(stderr=True, quiet=not args.should_log)
     known_parents = decided_by_first(args, lambda: {name: parent_record(path) for name, path in parents.items()})

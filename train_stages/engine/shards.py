@@ -107,11 +107,18 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
             for key in keys:  # numbers for each entry, or one number, such as the steps taken
                 about: Any = saved[f"{name}.{key}"]
                 entries = len(about.size) == tensor.ndim
-                scalar = torch.zeros((), dtype=about.properties.dtype)
+                scalar = torch.zeros((), dtype=about.properties.dtype, device=_place_of_numbers(optimizer, tensor))
                 optimizer.state[tensor][key] = torch.zeros_like(tensor) if entries else scalar
     state = _state(model, optimizer)
     with _quiet():
         load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+
+
+def _place_of_numbers(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
+    """Where torch wants the count of steps: with the parameter if its group is fused or capturable, else on the CPU."""
+    (group,) = (group for group in optimizer.param_groups if any(each is parameter for each in group["params"]))
+    there = group.get("fused") or group.get("capturable")
+    return parameter.device if there else torch.device("cpu")
 
 
 @contextmanager

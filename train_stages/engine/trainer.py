@@ -23,8 +23,9 @@ from ..atomic_write import sync
 from ..train_config import TrainConfig
 from .audit import local_part
 from .checkpoint_files import write_digest
+from .cutting import before_cutting
 from .optimizers import build_optimizer
-from .parts import Part, adapter_dropouts, frozen_modules, parameter_groups
+from .parts import Part, adapter_dropouts, frozen_modules, frozen_names, parameter_groups
 from .refusals import raise_refusals
 from .run_log import LogRow
 from .schedule import Clock, lr_lambda
@@ -70,15 +71,16 @@ class StageTrainer(Trainer):
         self._frozen = frozen_modules(model, parts)
         self._live = adapter_dropouts(model, parts)
         self.throughput = throughput
-        self._left_out = _frozen_names(model, parts) if trained_only else frozenset()
+        self._left_out = frozen_names(model, parts) if trained_only else frozenset()
         self._sampler: EpochSampler | None = None
         self._metrics: dict[str, list[float | torch.Tensor]] = {}
-        self.lr_used: dict[
-            str, float
-        ] = {}  # part (its hidden matrices apart: part.muon) -> learning rate of the step just taken
+        # Part (its hidden matrices apart: part.muon) -> learning rate of the step just taken.
+        self.lr_used: dict[str, float] = {}
         leave_to_model(model)
         super().__init__(model, args, collate, dataset, callbacks=list(callbacks))  # pyright: ignore[reportArgumentType]
         self.remove_callback(PrinterCallback)  # it prints every log to stdout
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            before_cutting(model, getattr(self.accelerator.state, "fsdp_plugin", None))
 
     def bare_model(self) -> nn.Module:
         """The model without what accelerate wraps around it."""
@@ -337,12 +339,6 @@ class StageTrainer(Trainer):
                 f"{len(load_result.unexpected_keys)} unknown, first {wrong[0]}): delete the run's checkpoints folder "
                 "to start it again."
             )
-
-
-def _frozen_names(model: nn.Module, parts: Sequence[Part]) -> frozenset[str]:
-    """Entries of the state dict that do not train, and what quantization keeps beside them."""
-    trained = [part for part in parts if part.lr]
-    return frozenset(name for name in model.state_dict() if not any(part.covers(name) for part in trained))
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from ...vision_towers.errors import UserError
 from ..records import Mask, Record, Region
-from .fields import distinct, json_document, need, one_sentence, segmentation_to_mask, want, xywh_to_xyxy
+from .fields import json_document, need, one_sentence, segmentation_to_mask, want, xywh_to_xyxy
 
 
 @dataclass
@@ -124,7 +124,7 @@ def _record(image: Mapping[str, Any], annotations: _Annotations, categories: Map
         image=_file(image),
         width=width,
         height=height,
-        captions=distinct(annotations.captions),
+        captions=[text for caption in annotations.captions if (text := caption.strip())],
         regions=regions,
     )
 

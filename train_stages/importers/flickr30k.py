@@ -65,13 +65,9 @@ def read_phrases(folder: Path, image_id: str) -> list[Phrase]:
     Raises UserError when a file of the image is missing or damaged.
     """
     width, height, boxes = _annotations(folder / "Annotations" / f"{image_id}.xml")
-    path = folder / "Sentences" / f"{image_id}.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: the captions of image {image_id} cannot be read; get them from {PAGE}.") from None
+    lines = _lines(folder, image_id)
     found = []
-    for line in filter(str.strip, lines):
+    for line in lines:
         sentence, marked = _marked(line)
         for phrase, entity, kinds in marked:
             if entity in boxes:
@@ -79,10 +75,19 @@ def read_phrases(folder: Path, image_id: str) -> list[Phrase]:
     return found
 
 
+def _lines(folder: Path, image_id: str) -> list[str]:
+    """The captions of one image, with their marks."""
+    path = folder / "Sentences" / f"{image_id}.txt"
+    try:
+        return list(filter(str.strip, path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: the captions of image {image_id} cannot be read; get them from {PAGE}.") from None
+
+
 def import_flickr30k(path: Path, image_root: Path) -> Iterator[tuple[str, Record | Exception]]:
-    """Stream ("image ID", record) for the ids of a split (`path`, beside `Sentences/` and `Annotations/`): each entity
-    is a region with its phrases as `texts`, the sentences are the image's `captions`. Images are `ID.jpg` under
-    `image_root`."""
+    """Stream ("image ID", record) for the ids of a split (`path`, beside `Sentences/` and `Annotations/`): each
+    entity is a region with its phrases as `texts`, the sentences, with a boxed phrase or without, are the image's
+    `captions`. Images are `ID.jpg` under `image_root`."""
     for image_id in read_image_ids(path):
         label = f"image {image_id}"
         try:
@@ -107,7 +112,7 @@ def _record(phrases: Sequence[Phrase], image_id: str, path: Path) -> Record:
         )
         for said in entities.values()
     ]
-    captions = distinct([phrase.sentence for phrase in phrases])
+    captions = [_marked(line)[0] for line in _lines(path.parent, image_id)]
     return Record(
         image=f"{image_id}.jpg", width=width, height=height, split=path.stem, captions=captions, regions=regions
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.ops import roi_align
 
 from regiontower.eval.probe import CocoBoxConfig, classify_coco_boxes, coco_box_table, read_templates
 from regiontower.eval.probe.coco_box import candidates, in_area, labels_of, protocol_side
@@ -104,10 +105,9 @@ def test_candidates_are_categories_and_crowds_are_no_things(panoptic):
     assert candidates(panoptic.records, "clipself-macc") == ["blue", "green", "red"]
     assert candidates(panoptic.records, "fgclip-acc") == ["green", "red"]
     names, record = ["blue", "green", "red"], panoptic.records[0]
-    things = labels_of(names, stuff=False, wanted=in_area)(record)
+    things = labels_of(names, lambda region: not region.stuff and in_area(region))(record)
     assert things[0] == names.index(record.regions[0].category) and things[1:] == [-1, -1]
-    assert labels_of(names, stuff=False)(record)[1] >= 0
-    assert labels_of(names, stuff=True)(record) == [-1, -1, 0]
+    assert labels_of(names, lambda region: region.stuff)(record) == [-1, -1, 0]
     with pytest.raises(UserError, match="category"):
         candidates([Record(image="a", width=9, height=9)], "fgclip-acc")
 
@@ -165,7 +165,7 @@ def _boxes(record):
 @torch.inference_mode()
 def test_crops_show_the_enlarged_box_of_the_original(pair, panoptic):
     tower, _ = open_with_texts(pair[1])
-    labels = labels_of(["blue", "green", "red"], stuff=False, wanted=in_area)
+    labels = labels_of(["blue", "green", "red"], lambda region: not region.stuff and in_area(region))
     cache = PixelCache.build(panoptic, 56, fill=(0, 0, 0), progress=False)
     found = enlarged_crops(tower, panoptic, cache, labels, 1.5, (0, 0, 0))
     assert found.images.tolist() == list(range(6))
@@ -189,6 +189,8 @@ def test_the_protocols_count_what_they_say(pair, panoptic, tmp_path, monkeypatch
     kinds = {"things_boxes": 6, "things_masks": 6, "stuff_masks": 5}
     assert {name: row["n"] for name, row in own.items()} == {f"{k}_top{t}": n for k, n in kinds.items() for t in (1, 5)}
     assert first["readouts"]["crops"]["things_crops_top1"]["n"] == 6
+    for what, value in slow_clipself(folder, panoptic).items():
+        assert own[f"{what}_top1"]["value"] == pytest.approx(value), what
     other = first["readouts"][config.readouts[1]]
     assert own == other  # the pair's own readout is this one
     assert "clipself-macc at 56 px, 3 classes that occur in the records by 1 templates" in coco_box_table(first)
@@ -252,6 +254,50 @@ def slow_fgclip(folder, records, names=("green", "red"), templates=TEMPLATES, pi
             cosine = F.cosine_similarity(model.image_projection(seen.region_embeds[0]), texts)
             right.append(region.category in [names[i] for i in cosine.argsort(descending=True)[:k]])
     return np.mean(right)
+
+
+@torch.inference_mode()
+def slow_clipself(folder, records):
+    """One region at a time: mean over classes of top-1, from embeddings of length 1 of each patch."""
+    model, side = load_umg_clip(folder, dtype=torch.float32), open_with_texts(folder)[1]
+    spec, names, right = model.vision_tower.spec, ["blue", "green", "red"], {}
+    texts = F.normalize(side.texts([f"a {name}" for name in names]), dim=-1)
+    for record in records.records:
+        square = Image.new("RGB", (56, 56))
+        square.paste(Image.open(records.image_path(record)).resize((56, 35), Image.Resampling.BICUBIC), (0, 0))
+        normed = PixelNorm(spec.image_mean, spec.image_std)(torch.from_numpy(np.array(square).transpose(2, 0, 1))[None])
+        tokens = F.normalize(model.dense_embeddings(normed), dim=-1)[0]
+        for region in record.regions:
+            if not in_area(region):
+                continue
+            box = torch.tensor(region.box_xyxy) / 2
+            feature_map = tokens.permute(2, 0, 1)[None]
+            of_box = roi_align(feature_map, [box[None]], 1, spatial_scale=1 / 14, aligned=True)[0, :, 0, 0]
+            inside = np.zeros((112, 112), dtype=bool)
+            inside[:70] = region.mask.to_array()
+            of_mask = tokens[torch.from_numpy(inside.reshape(4, 28, 4, 28).any(axis=(1, 3)))].mean(dim=0)
+            for what, found in (("boxes", of_box), ("masks", of_mask)):
+                kind = f"{'stuff' if region.stuff else 'things'}_{what}"
+                hit = names[int(F.cosine_similarity(found, texts).argmax())] == region.category
+                right.setdefault(kind, {}).setdefault(region.category, []).append(hit)
+    del right["stuff_boxes"]  # no figure of the protocol
+    return {kind: np.mean([np.mean(hits) for hits in classes.values()]) for kind, classes in right.items()}
+
+
+def test_a_crowd_of_things_is_a_thing_by_its_category(pair, panoptic, tmp_path):
+    crowd = panoptic.records[0].regions[0].model_copy(update={"stuff": True})
+    first = panoptic.records[0]
+    records = [first.model_copy(update={"regions": [*first.regions, crowd]}), *panoptic.records[1:]]
+    write_records(tmp_path / "crowd.jsonl", records)
+    asked = {"image_root": panoptic.root, "device": "cpu"}
+    own = classify_coco_boxes(pair[1], tmp_path / "crowd.jsonl", CocoBoxConfig("clipself-macc"), **asked)["readouts"][
+        "own"
+    ]
+    assert (own["things_boxes_top1"]["n"], own["stuff_masks_top1"]["n"]) == (7, 5)
+    own = classify_coco_boxes(pair[1], tmp_path / "crowd.jsonl", CocoBoxConfig("fgclip-acc"), **asked)["readouts"][
+        "own"
+    ]
+    assert own["boxes_top1"]["n"] == 12  # instances: a crowd is no box of one
 
 
 def test_each_figure_only_where_it_has_a_meaning(cloc_folder, panoptic):

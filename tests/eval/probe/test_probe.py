@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from regiontower.eval.probe import DetectConfig, LitConfig, ProbeConfig, probe, probe_table
 from regiontower.eval.probe.pictures import GAP, SIDE
-from regiontower.eval.probe.run import split
+from regiontower.eval.probe.run import enough, shared_images, split
 from regiontower.train_stages.clip_objective import ClipConfig
 from regiontower.train_stages.masks import polygons_to_mask
 from regiontower.train_stages.pretrain_heads import vocabulary_hash
@@ -61,7 +61,9 @@ def test_a_tower_without_texts_gets_some_that_are_marked(rice_tower, tiny_tokeni
     results = probe(tmp_path / "tower", data.path, tokenizer=tmp_path / "tokenizer", config=config, device="cpu")
     found = results["readouts"]["crops"]
     assert found["lit_zero_shot"]["value"] > 0.8 and found["lit_text_to_region_r1"]["n"] == 6
-    assert not {"zero_shot", "text_to_region_r1"} & set(found) and results["images"] == {}
+    assert not {"zero_shot", "text_to_region_r1"} & set(found)
+    assert results["images"]["lit_image_to_text_r1"]["n"] == 12
+    assert all(name.startswith("lit_") for name in results["images"])
     assert results["detection"]["n"] == 12 and "detection after 1 steps" in probe_table(results)
 
 
@@ -90,6 +92,60 @@ def test_records_are_split_by_what_they_say_or_every_fifth(data):
     assert asked.records == said[:3] and known.records == said[3:]
     with pytest.raises(UserError, match="give --test"):
         split(replace(data, records=said[:3]))
+
+
+def test_all_records_of_an_image_are_on_one_side(data):
+    twice = [record for record in data.records[:10] for _ in range(3)]
+    known, asked = split(replace(data, records=twice))
+    assert [record.image for record in asked.records] == ["4.png"] * 3 + ["9.png"] * 3
+    assert shared_images(known, asked) == 0 and len(known) == 24
+
+
+def test_images_that_are_learned_from_and_asked_are_said(rice_tower, data, tmp_path):
+    rice_tower.save_pretrained(tmp_path)
+    both = data.root / "both.jsonl"
+    write_records(both, data.records[:7])
+    results = probe(tmp_path, data.path, both, config=ProbeConfig("tags", train_regions=30), device="cpu")
+    assert results["train_images"] == 30 and results["shared_images"] == 4  # every other one
+    assert "4 images of the test are learned from, too" in probe_table(results)
+
+
+def test_of_many_images_some_are_taken_evenly(data):
+    assert enough(data, "tags", 60) is data
+    few = enough(data, "tags", 6)
+    assert [record.image for record in few.records] == ["0.png", "12.png", "24.png", "35.png", "47.png", "59.png"]
+    bare = replace(data, records=[r.model_copy(update={"regions": []}) for r in data.records])
+    assert enough(bare, "tags", 1) is bare
+
+
+def test_images_with_texts_need_no_regions_to_be_measured(pair, data, tmp_path):
+    """As in COCO's captions, ImageNet's folders and Flickr30k, whose regions have tags and no category."""
+    without = [r.regions[0].model_copy(update={"category": None, "ocr": None}) for r in data.records]
+    flickr = [r.model_copy(update={"regions": [bare]}) for r, bare in zip(data.records, without, strict=True)]
+    named = [
+        r.model_copy(update={"regions": [], "captions": [], "tags": [text]})
+        for r, text in zip(data.records, ("red", "blue", "green") * 20, strict=True)
+    ]
+    for records, there, absent in (
+        (flickr, "image_to_text_r1", "image_zero_shot_top1"),
+        (named, "image_zero_shot_top5", "image_to_text_r1"),
+    ):
+        path = data.root / f"{there}.jsonl"
+        write_records(path, records)
+        results = probe(pair[1], path, device="cpu")
+        assert results["classes"] == 0 and results["images"][there]["n"] == 12 and absent not in results["images"]
+    assert results["readouts"] == {"own": {}} and results["images"]["image_zero_shot_top5"]["value"] == 1
+
+
+def test_the_number_of_a_cluster_is_no_text(pair, data):
+    clusters = [
+        r.model_copy(update={"regions": [r.regions[0].model_copy(update={"cluster": n % 2})]})
+        for n, r in enumerate(data.records)
+    ]
+    write_records(data.root / "clusters.jsonl", clusters)
+    config = ProbeConfig("cluster", ("own",))
+    own = probe(pair[1], data.root / "clusters.jsonl", config=config, device="cpu")["readouts"]["own"]
+    assert own["knn"]["n"] == 12 and not [name for name in own if name.startswith("zero_shot")]
 
 
 def test_a_size_that_the_tower_cannot_take_is_one_sentence(cloc_folder, data):

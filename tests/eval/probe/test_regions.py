@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from regiontower.eval.probe.labels import object_labels, text_labels, transcripts
+from regiontower.eval.probe.labels import object_classes, object_labels, text_labels, transcripts
 from regiontower.eval.probe.regions import labelled_regions, reader, remembered
 from regiontower.train_stages.normalise import PixelNorm
+from regiontower.train_stages.records import Record, Region
 from regiontower.train_stages.region_labels import ObjectClasses
 from regiontower.vision_towers import UmgClipVisionModel, UserError, describe_tower, encode_regions
 
@@ -25,6 +26,19 @@ def test_things_and_texts_are_told_apart(cache):
     for record in cache.records:
         assert text_labels(words)(record) == [-1, words.index(record.regions[1].ocr)]
     assert text_labels(["nothing"])(cache.records[0]) == [-1, -1]
+
+
+def test_ground_counts_and_neither_texts_nor_crowds_do():
+    def region(category, **fields):
+        return Region(box_xyxy=(0, 0, 9, 9), category=category, **fields)
+
+    regions = [region("dog"), region("dog", stuff=True), region("grass", stuff=True), region("sign", ocr="STOP")]
+    record = Record(image="a.png", width=9, height=9, regions=regions)
+    names, labels = object_classes([record], "category")
+    assert names == ["dog", "grass"] and labels(record) == [0, -1, 1, -1]
+    assert object_classes([record.model_copy(update={"regions": regions[3:]})], "category")[0] == []
+    with pytest.raises(UserError, match="use cluster, category or tags"):
+        object_classes([record], "names")
 
 
 def test_features_are_those_of_the_region_in_its_image(rice_tower, cache):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from regiontower.eval.probe.classify import share
 from regiontower.eval.probe.labels import object_labels
@@ -268,3 +270,11 @@ def test_words_are_read_by_their_token_classes(tiny_tokenizer, rice_tower, cache
     with pytest.raises(UserError, match="text centres"):
         read_by_tokens(asked, words, centres[1:], tiny_tokenizer)
     assert reader(rice_tower, "own")  # the features above stand for these
+
+
+def test_a_word_without_tokens_is_no_answer():
+    inner = Tokenizer(models.WordLevel({"<unknown>": 0, "red": 1, "blue": 2}, "<unknown>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unknown>")
+    centres = torch.eye(3)
+    asked = ProbeRegions(np.array([[0, -0.2, -0.1]], np.float32), np.array([2]), np.array([0]))
+    assert read_by_tokens(asked, ["lilac", "red", "blue"], centres, tokenizer).value == 1

@@ -120,6 +120,14 @@ def test_what_was_learned_is_saved(open_space, learnable, tmp_path, task, tuning
     assert np.array_equal(one.segment, other.segment) and one.classes == other.classes
     with pytest.raises(UserError, match="of another tower"):
         load_segmenter(open_space("siglip"), tmp_path / "made.safetensors")
+    like_it = open_space()
+    next(like_it.tower.parameters()).data += 0.1  # of the same shapes
+    with pytest.raises(UserError, match="of another tower"):
+        load_segmenter(like_it, tmp_path / "made.safetensors")
+    space = open_space()
+    Segmenter(space, config)
+    with pytest.raises(UserError, match="has been tuned already"):
+        Segmenter(space, replace(config, tuning="none"))
     with pytest.raises(UserError, match="there is no file"):
         load_segmenter(open_space(), tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("text")
@@ -196,7 +204,12 @@ def test_a_tower_without_texts_is_given_some(rice_folder, pairs, masked_records)
     with pytest.raises(UserError, match="--tokenizer"):
         measure_segmentation(rice_folder, records.path, config=config, device="cpu")
     found = measure_segmentation(rice_folder, records.path, config=config, tokenizer=pairs["clip"], device="cpu")
-    assert found["lit_steps"] == 2 and found["figures"]["miou"]["value"] >= 0
+    assert found["lit_steps"] == 2 and found["classes"] == len(found["by_class"]) > 1
+    again = measure_segmentation(rice_folder, records.path, config=config, tokenizer=pairs["clip"], device="cpu")
+    assert again["figures"] == found["figures"]  # the same texts, the same head
+    other = replace(config, lit=LitConfig(2, seed=1))
+    changed = measure_segmentation(rice_folder, records.path, config=other, tokenizer=pairs["clip"], device="cpu")
+    assert changed["figures"] != found["figures"]
 
 
 def run(*arguments):

@@ -6,12 +6,14 @@ import torch
 from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
+from regiontower.mllm.boxes import ImageFrame
 from regiontower.train_stages.label import ImageSource, RunConfig, find_engine, label_images
 from regiontower.train_stages.label.captioner import Captioner
 from regiontower.train_stages.label.detectors import Detector
 from regiontower.train_stages.label.labeller import Workplace
 from regiontower.train_stages.label.statistics import label_statistics, read_shards
 from regiontower.train_stages.label.vesl import VeslConfig
+from regiontower.train_stages.pretrain_data import named_regions
 from regiontower.train_stages.record_io import read_records, write_records
 from regiontower.train_stages.records import Record, Region
 from regiontower.vision_towers.errors import UserError
@@ -140,6 +142,8 @@ def test_vesl_of_records(captioned, tiny_owl_dir, tmp_path):
         assert texts and texts <= allowed
         assert all(region.score is not None and region.source for region in record.regions[1:])
         assert ("a dog" in record.absent) == ("a dog" not in texts)
+        _, said = named_regions(record, ImageFrame.identity((record.width, record.height)))
+        assert set(said) == {'"X"', *texts}  # what CLOC is trained on
     found = label_statistics(read_shards(result.shards))
     assert (found.images, found.regions) == (2, result.regions)
     assert found.image_tokens == pytest.approx((6 + 3 + 2) / 3)
