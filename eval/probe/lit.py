@@ -120,7 +120,7 @@ def lit_image_texts(
 
     with torch.inference_mode():
         rows = tqdm(range(0, len(cache), BATCH), "whole images", unit="batch")
-        parts = [torch.from_numpy(np.array(cache.pixels[row : row + BATCH])).to(tower.device) for row in rows]
+        parts = (torch.from_numpy(np.array(cache.pixels[row : row + BATCH])).to(tower.device) for row in rows)
         seen = torch.cat([pooled(norm(part)).float().cpu() for part in parts]).numpy()
     images = np.array([row for row, _ in pairs])
     learned = ProbeRegions(seen[images], np.array([ids[caption] for _, caption in pairs]), images)

@@ -84,8 +84,8 @@ def probe(
         that training has), and, where the tower has them, `reading_tokens`, `zero_shot`, `zero_shot_masks`,
         `text_to_region_r1` ..., and with `config.lit` `lit_zero_shot`, `lit_text_to_region_r1` ...; of whole images:
         `image_to_text_r1` ..., `image_to_text_all_r1` ..., `image_zero_shot_top1` ..., `text_box_acc50`, and with
-        `config.lit` `lit_image_to_text_r1` ..., `lit_image_zero_shot_top1` .... With
-        `config.detect` also `detection`, as `detection.detection` says.
+        `config.lit` `lit_image_to_text_r1` ..., `lit_image_zero_shot_top1` .... With `config.detect` also
+        `detection`, as `detection.detection` says.
     Raises:
         UserError: a tower, data or readout that cannot work, a tokenizer of another vocabulary than the run's, or
             nothing in the test that can be measured.
@@ -104,7 +104,7 @@ def probe(
     spec = describe_tower(model.config)
     fill, pixels = mean_colour(spec.image_mean), checked_side(config.side, spec)
     parts = _records(data, test, format, image_root)
-    _refuse_an_empty_test(parts[1], side)
+    _refuse_an_empty_test(parts[1], has_texts=side is not None or config.lit is not None)
     things = None if config.detect is None else ObjectClasses.of(parts[0].records, config.labels, stuff=False)
     parts = enough(parts[0], config.labels, config.train_regions), parts[1]
     known, asked = (PixelCache.build(part, pixels, cache_dir, fill=fill) for part in parts)
@@ -171,12 +171,12 @@ def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"no tokenizer can be opened at '{path}'; give --tokenizer the folder of one.") from error
 
 
-def _refuse_an_empty_test(asked: RecordSet, side: TextSide | None) -> None:
+def _refuse_an_empty_test(asked: RecordSet, has_texts: bool) -> None:
     """Raises UserError where nothing in the test can be measured, before an image is read."""
     if any(record.regions for record in asked.records):
         return
-    if side is None or not any(record.captions or record.tags for record in asked.records):
-        whole = "" if side is None else ", captions or tags"
+    if not (has_texts and any(record.captions or record.tags for record in asked.records)):
+        whole = ", captions or tags" if has_texts else ""
         raise UserError(f"{asked.path}: the records of the test have no regions{whole}: nothing can be measured.")
 
 

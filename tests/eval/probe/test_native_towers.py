@@ -13,8 +13,9 @@ from transformers import (
     DINOv3ViTModel,
 )
 
-from regiontower.eval.probe import ProbeConfig, probe
+from regiontower.eval.probe import LitConfig, ProbeConfig, probe
 from regiontower.eval.probe.regions import labelled_regions, reader
+from regiontower.train_stages.clip_objective import ClipConfig
 from regiontower.train_stages.normalise import PixelNorm
 from regiontower.train_stages.record_io import write_records
 from regiontower.vision_towers import describe_tower, load_tower
@@ -49,6 +50,17 @@ def test_their_regions_are_probed(tower, square_records):
     assert own["linear"]["n"] == own["knn"]["n"] == 12 and results["images"] == {}
     assert own["linear"]["value"] > own["majority"]["value"]  # colours of squares reach the tokens of any tower
     assert not [name for name in own if "zero_shot" in name or "text" in name]
+
+
+def test_they_get_texts_for_regions_and_images(tower, square_records, tiny_tokenizer, tmp_path_factory):
+    records, words = square_records(20, 5), tmp_path_factory.mktemp("tokenizer")
+    write_records(records.path, records.records)
+    tiny_tokenizer.save_pretrained(words)
+    sizes = ClipConfig(embed_dim=24, text_hidden=32, text_layers=1, text_heads=2, max_tokens=16)
+    config = ProbeConfig("tags", lit=LitConfig(2, text=sizes))
+    results = probe(tower[1], records.path, tokenizer=words, config=config, device="cpu")
+    assert {"lit_zero_shot", "lit_text_to_region_r10"} <= set(results["readouts"]["own"])
+    assert results["images"]["lit_image_to_text_r1"]["n"] == 4 and "lit_text_to_image_r10" in results["images"]
 
 
 @torch.inference_mode()

@@ -64,6 +64,13 @@ def test_a_tower_without_texts_gets_some_that_are_marked(rice_tower, tiny_tokeni
     assert not {"zero_shot", "text_to_region_r1"} & set(found)
     assert results["images"]["lit_image_to_text_r1"]["n"] == 12
     assert all(name.startswith("lit_") for name in results["images"])
+    captions = data.root / "captions.jsonl"
+    write_records(captions, [record.model_copy(update={"regions": []}) for record in data.records[:7]])
+    config = replace(config, lit=replace(config.lit, steps=2), detect=None)
+    alone = probe(
+        tmp_path / "tower", data.path, captions, tokenizer=tmp_path / "tokenizer", config=config, device="cpu"
+    )
+    assert alone["readouts"] == {"crops": {}} and alone["images"]["lit_image_to_text_r1"]["n"] == 7
     assert results["detection"]["n"] == 12 and "detection after 1 steps" in probe_table(results)
 
 
