@@ -242,9 +242,7 @@ def signs(found: dict[str, list[Figures]], wanted: Sequence[Sign]) -> list[dict[
         about = {"arm": sign.arm, "above": sign.other, "figure": sign.figure, "least": sign.least, "source": sign.why}
         low, high = difference["ci95"] or (-math.inf, math.inf)
         resolved = low > sign.least or high < sign.least
-        rows.append(
-            {**about, "difference": difference, "holds": difference["mean"] > sign.least, "resolved": resolved}
-        )
+        rows.append({**about, "difference": difference, "holds": difference["mean"] > sign.least, "resolved": resolved})
     return rows
 
 

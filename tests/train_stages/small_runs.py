@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_model
 from transformers import TrainerCallback
 
@@ -89,3 +91,16 @@ def assert_equal_weights(one: Path, other: Path) -> None:
     """Of two finished runs, to the bit."""
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def leave_group() -> None:
+    """As under torchrun before a command begins: no group of processes yet, and a port that is free."""
+    port = torch.zeros((), dtype=torch.int64)
+    if dist.get_rank() == 0:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port += probe.getsockname()[1]
+    dist.broadcast(port, 0)
+    os.environ["MASTER_PORT"] = str(int(port))  # on the old one the next group might meet what is left of this one
+    dist.barrier()
+    dist.destroy_process_group()

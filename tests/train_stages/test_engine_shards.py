@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
 from small_runs import small_run
 from torch import nn
 from transformers import TrainerCallback
 
 from regiontower.train_stages.class_shard import ClassShard
-from regiontower.train_stages.engine import Part, join_processes
+from regiontower.train_stages.engine import Part
 from regiontower.train_stages.engine.audit import PATIENCE
 from regiontower.train_stages.engine.parts import parameter_groups
 from regiontower.train_stages.engine.row_adamw import RowAdamW
@@ -120,8 +119,6 @@ def test_a_small_gradient_is_left_alone():
 
 def run_with_one_class(rank, run_dir):
     """More steps than a part may go without gradients; this process's rows, and its parameter groups."""
-    dist.destroy_process_group()  # under torchrun there is none yet
-    join_processes("cpu")
     model = Classifier(classes=1)
     parts = [Part("table", ("centres",), 1e-2), Part("rest", ("shared",), 1e-2)]
     small_run(run_dir, options={"model": model, "parts": parts, "save": lambda folder: None}, steps=PATIENCE + 2)

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
+from small_runs import leave_group
 from transformers import CLIPVisionConfig, CLIPVisionModel, TrainerCallback
 
 from regiontower.train_stages.engine import StageInterrupted
@@ -58,7 +58,7 @@ def train(rank, processes, run_dir, records, overrides, stop=False, name="rice-n
     values += [f"eval.records={records}", "eval.every=2", "eval.batch_size=7"]  # no multiple of the processes
     values.append(f"train.batch_size={GLOBAL_BATCH // processes}")
     if processes > 1:
-        dist.destroy_process_group()  # under torchrun there is none yet
+        leave_group()
     recipe = load_recipe(name, PretrainRecipe, [*SMALL, *values, *overrides])
     if not stop:
         pretrain(recipe, run_dir, device="cpu")
