@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,7 +58,8 @@ def nearest_neighbours(train: ProbeRegions, test: ProbeRegions) -> Share:
 
     count = min(NEIGHBOURS, len(train))
     classifier: Any = KNeighborsClassifier
-    found = classifier(count, metric="cosine", weights=votes).fit(train.features, train.classes)
+    with _few_of_each():
+        found = classifier(count, metric="cosine", weights=votes).fit(train.features, train.classes)
     return share(found.predict(test.features) == test.classes, test.images, test.classes)
 
 
@@ -71,10 +74,18 @@ def linear(train: ProbeRegions, test: ProbeRegions) -> Share:
     if len(np.unique(train.classes)) == 1:
         return share(test.classes == train.classes[0], test.images, test.classes)
     scaler = StandardScaler().fit(train.features)
-    with warnings.catch_warnings():
+    with _few_of_each():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the same number of steps for every tower is the protocol
         head = LogisticRegression(max_iter=STEPS).fit(scaler.transform(train.features), train.classes)
     return share(head.predict(scaler.transform(test.features)) == test.classes, test.images, test.classes)
+
+
+@contextmanager
+def _few_of_each() -> Iterator[None]:
+    """Without scikit-learn's guess that classes with few regions each are numbers to regress."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        yield
 
 
 def majority(train: ProbeRegions, test: ProbeRegions) -> Share:
